@@ -1,0 +1,4 @@
+//! The pure core: no kernel, no network, no database, no runtime, no clock, no entropy, no file system.
+//! Time, randomness and identity come in as arguments. Called by the client shell (`sealdrive`) and the tests only.
+
+pub mod reference;
