@@ -1,0 +1,64 @@
+//! Every bound of the client: name, unit, reason. Bounds both sides must agree on stand in `sealdrive_proto::limits`.
+
+use std::time::Duration;
+
+/// Size at which a local pack is closed and the next begun, bytes. Large enough for sequential IO, small enough that
+/// evicting one is cheap and that little is scanned after a crash.
+pub const PACK_SIZE: u64 = 64 << 20;
+/// Appended bytes kept in memory before they are written to the open pack, bytes: big writes, few system calls.
+pub const APPEND_BUFFER: usize = 1 << 20;
+/// Local cache of acknowledged objects, bytes, unless told otherwise.
+pub const CACHE_BUDGET: u64 = 10 << 30;
+/// Objects not yet acknowledged, bytes, unless told otherwise. Beyond it writes get ENOSPC.
+pub const OUTBOX_BUDGET: u64 = 20 << 30;
+/// Decoded chunks kept in memory for reads, bytes.
+pub const DECODED_BUDGET: usize = 64 << 20;
+/// Sealed bytes between the workers and the pack, bytes, all workers together.
+pub const SEAL_IN_FLIGHT: usize = 32 << 20;
+/// Memory of the redb page cache, bytes (its default is 1 GiB).
+pub const INDEX_CACHE: usize = 32 << 20;
+/// Rows kept in memory before they go to redb in one transaction.
+pub const INDEX_BATCH: usize = 4096;
+/// Length at which a journal segment is closed, bytes: bounds what one file's replay holds.
+pub const SEGMENT_SIZE: u64 = 64 << 20;
+/// Journal bytes that force a checkpoint even when no server is reached: bounds replay after a crash.
+pub const JOURNAL_CHECKPOINT: u64 = 256 << 20;
+/// Overlay bytes that force a checkpoint: bounds memory.
+pub const OVERLAY_CHECKPOINT: usize = 24 << 20;
+/// Dirty bytes an fsync may put into the journal as they are; above it settled ranges are sealed first, so that large
+/// files are written once.
+pub const FSYNC_JOURNAL: usize = 4 << 20;
+/// Dirty bytes left when a checkpoint stops writers for a moment: bounds that moment.
+pub const STALL_DIRTY: usize = 4 << 20;
+/// Rounds of writeback before a checkpoint stops writers anyway.
+pub const STALL_ROUNDS: usize = 8;
+/// Dirty bytes handed to the workers at a time.
+pub const WRITEBACK_ROUND: usize = 16 << 20;
+/// Longest time something written is in memory only.
+pub const FLUSH_INTERVAL: Duration = Duration::from_secs(2);
+/// Time between commits while something changes.
+pub const COMMIT_INTERVAL: Duration = Duration::from_secs(5);
+/// How often the writeback pace is looked at.
+pub const PACE_INTERVAL: Duration = Duration::from_millis(100);
+/// Ids put in one Fetch call by the batcher: parallel small reads share one stream.
+pub const FETCH_BATCH: usize = 64;
+/// How long the batcher waits for company.
+pub const FETCH_GATHER: Duration = Duration::from_millis(1);
+/// Fetch calls under way at once.
+pub const FETCH_STREAMS: usize = 4;
+/// Longest wait for one fetch call's next object.
+pub const FETCH_DEADLINE: Duration = Duration::from_secs(30);
+/// Objects waiting to be written into the cache; more are simply not cached.
+pub const CACHE_QUEUE: usize = 64;
+/// References waiting for read-ahead; more are dropped.
+pub const PREFETCH_QUEUE: usize = 256;
+/// Threads that open what read-ahead fetches.
+pub const PREFETCH_THREADS: usize = 2;
+/// First and longest pause between attempts to reach the server.
+pub const BACKOFF_FIRST: Duration = Duration::from_millis(200);
+/// Longest pause between attempts to reach the server.
+pub const BACKOFF_MAX: Duration = Duration::from_secs(30);
+/// Longest wait for one answer of the server to a short call.
+pub const CALL_DEADLINE: Duration = Duration::from_secs(30);
+/// Security and damage events kept for `status`.
+pub const EVENTS_KEPT: usize = 100;
