@@ -1,1 +1,5 @@
-//! To be written.
+//! Harness of the suites: what starts real processes, compares trees, and judges the repository itself.
+//!
+//! Invariant: the product never imports this crate. What the harness starts it also stops, even when a test panics.
+
+pub mod tidy;

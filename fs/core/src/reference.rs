@@ -1,7 +1,7 @@
 //! A reference: how a tree record or a node names a sealed object. Stands only inside sealed objects.
 //!
-//! Invariant: `plain_len` is between 1 and `MAX_CHUNK`. Layout (41 bytes): `epoch u32 ‖ cid32 ‖ plain_len u32 ‖ variant u8`,
-//! little-endian. Called by the tree, the extents and the sealing room.
+//! Invariant: `plain_len` is between 1 and `MAX_CHUNK`. Layout, little-endian, 41 bytes:
+//! `epoch u32 ‖ cid32 ‖ plain_len u32 ‖ variant u8`. Called by the tree, the extents and the sealing room.
 
 use sealdrive_proto::id::{Cid, Epoch};
 use sealdrive_proto::limits::MAX_CHUNK;
