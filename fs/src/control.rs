@@ -1,0 +1,311 @@
+//! The control socket of a mounted drive: one JSON object per line, so that `socat` can speak it too.
+//!
+//! Invariant: the socket lies in a directory only its owner may enter; a request can ask for state or for waiting,
+//! never for keys or content. Nothing here touches the mount itself: flushing the kernel's pages (`syncfs`) is done
+//! by the asking process, because the daemon would wait for itself.
+//! The mount's wiring serves it; `status`, `sync` and `umount` ask.
+
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+/// Longest line either side reads, bytes.
+const MAX_LINE: u64 = 256 << 10;
+/// Askers served at once; more are refused rather than queued.
+const MAX_ASKERS: usize = 32;
+/// How long the daemon waits for a request after a connection, and a client for the connection itself.
+const REQUEST_WAIT: Duration = Duration::from_secs(10);
+
+/// What may be asked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "op", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Request {
+    /// How the drive stands; with an inode number also how that file stands.
+    Status {
+        /// Inode number inside the drive, as stat(2) shows it.
+        #[serde(default)]
+        ino: Option<u64>,
+    },
+    /// Wait until everything written so far is on the server.
+    Sync {
+        /// Give up after this long.
+        #[serde(default)]
+        timeout_ms: Option<u64>,
+    },
+}
+
+/// What is answered: any number of `progress`, then exactly one of the others.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "answer", rename_all = "snake_case")]
+pub enum Answer {
+    /// Still at work.
+    Progress(Progress),
+    /// The state asked for.
+    Status(Box<Status>),
+    /// Everything written before the request is on the server.
+    Done(Progress),
+    /// It was not done.
+    Failed(Refusal),
+}
+
+/// What is left to do.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Progress {
+    /// Bytes not yet acknowledged by the server: dirty in memory, and sealed in the outbox.
+    pub pending_bytes: u64,
+    /// Sealed objects not yet acknowledged.
+    pub pending_objects: u64,
+    /// Object bytes sent and acknowledged since the mount.
+    pub sent_bytes: u64,
+    /// Whether the server is connected now.
+    pub online: bool,
+}
+
+/// Why it was not done, in the terms of the command line.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refusal {
+    /// Exit code of `cli::exit`.
+    pub exit: u8,
+    /// What is wrong.
+    pub what: String,
+    /// What to do.
+    pub advice: String,
+}
+
+/// How a drive stands. Fields are only ever added.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Status {
+    /// Name of the drive on this account.
+    pub drive: String,
+    /// Drive id, hex.
+    pub drive_id: String,
+    /// Where it is mounted.
+    pub mountpoint: PathBuf,
+    /// Process id of the mount.
+    pub pid: u32,
+    /// Address of the server.
+    pub server: String,
+    /// Whether the server is connected now.
+    pub online: bool,
+    /// Whether this mount may write; if not, `notes` says why.
+    pub writable: bool,
+    /// The weakest state of anything in the drive: `dirty`, `journaled`, `sent` or `committed`.
+    pub state: String,
+    /// What is left to send.
+    pub pending: Progress,
+    /// Dirty bytes in memory.
+    pub dirty_bytes: u64,
+    /// Bytes of the local journal.
+    pub journal_bytes: u64,
+    /// Bytes of sealed objects waiting for the server.
+    pub outbox_bytes: u64,
+    /// Bytes of the local cache.
+    pub cache_bytes: u64,
+    /// Number of the newest restore point on the server.
+    pub commit_seq: u64,
+    /// When the server accepted it (our clock, ms since 1970); none if there is none yet.
+    pub commit_ms: Option<u64>,
+    /// Writer lease epoch, 0 when none is held.
+    pub lease_epoch: u64,
+    /// The file asked about: `dirty`, `journaled`, `sent` or `committed`.
+    pub file_state: Option<String>,
+    /// What a person should know: last error of the connection, security events, space.
+    pub notes: Vec<String>,
+}
+
+/// What the daemon can do for an asker. Implemented by the mount's wiring over the engine.
+pub trait Control: Send + Sync + 'static {
+    /// The state of the drive, and of one file.
+    fn status(&self, ino: Option<u64>) -> Status;
+    /// Waits until everything written so far is on the server, telling how far it is about twice a second.
+    /// `tell` answers false when the asker is gone.
+    fn sync(&self, timeout: Option<Duration>, tell: &mut dyn FnMut(Progress) -> bool) -> Result<Progress, Refusal>;
+}
+
+/// A served socket; removed when dropped.
+#[derive(Debug)]
+pub struct Served {
+    path: PathBuf,
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        // Also the wake-up of the accepting thread: it sees the path gone and ends.
+        drop(std::fs::remove_file(&self.path));
+        drop(UnixStream::connect(&self.path));
+    }
+}
+
+/// Serves `control` at `path` from a thread of its own until the result is dropped. A stale socket is replaced; one
+/// that answers is an error of kind `AddrInUse` (the drive is mounted already).
+pub fn serve(path: &Path, control: Arc<dyn Control>) -> std::io::Result<Served> {
+    if UnixStream::connect(path).is_ok() {
+        return Err(ErrorKind::AddrInUse.into());
+    }
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let listener = UnixListener::bind(path)?;
+    let askers = Arc::new(AtomicUsize::new(0));
+    let stale = path.to_path_buf();
+    std::thread::Builder::new().name("control".to_owned()).spawn(move || {
+        for stream in listener.incoming() {
+            let Ok(stream) = stream else {
+                // Out of descriptors, most likely: those in use come back.
+                std::thread::sleep(Duration::from_millis(100));
+                continue;
+            };
+            if !stale.exists() {
+                return;
+            }
+            let (control, askers) = (Arc::clone(&control), Arc::clone(&askers));
+            if askers.fetch_add(1, Ordering::AcqRel) >= MAX_ASKERS {
+                askers.fetch_sub(1, Ordering::AcqRel);
+                continue;
+            }
+            let asker = Arc::clone(&askers);
+            let spawned = std::thread::Builder::new().name("control-asker".to_owned()).spawn(move || {
+                if let Err(error) = answer(stream, control.as_ref()) {
+                    tracing::debug!(%error, "a control connection ended early");
+                }
+                asker.fetch_sub(1, Ordering::AcqRel);
+            });
+            if spawned.is_err() {
+                askers.fetch_sub(1, Ordering::AcqRel);
+            }
+        }
+    })?;
+    Ok(Served { path: path.to_path_buf() })
+}
+
+fn answer(stream: UnixStream, control: &dyn Control) -> std::io::Result<()> {
+    stream.set_read_timeout(Some(REQUEST_WAIT))?;
+    let mut line = String::new();
+    BufReader::new(&stream).take(MAX_LINE).read_line(&mut line)?;
+    let mut out = &stream;
+    let mut say = |answer: &Answer| -> std::io::Result<()> {
+        let mut text = serde_json::to_string(answer)?;
+        text.push('\n');
+        out.write_all(text.as_bytes())
+    };
+    let last = match serde_json::from_str(&line) {
+        Ok(Request::Status { ino }) => Answer::Status(Box::new(control.status(ino))),
+        Ok(Request::Sync { timeout_ms }) => {
+            let mut tell = |progress: Progress| say(&Answer::Progress(progress)).is_ok();
+            match control.sync(timeout_ms.map(Duration::from_millis), &mut tell) {
+                Ok(progress) => Answer::Done(progress),
+                Err(refusal) => Answer::Failed(refusal),
+            }
+        }
+        Err(error) => Answer::Failed(Refusal {
+            exit: 2,
+            what: format!("not a request of this protocol: {error}"),
+            advice: "use a sealdrive command of the same version as the mount".to_owned(),
+        }),
+    };
+    say(&last)
+}
+
+/// Asks the daemon behind `path`; `each` sees the progress lines. The result is the final answer.
+/// An error of kind `NotFound` or `ConnectionRefused` means that nothing is mounted there.
+pub fn ask(path: &Path, request: &Request, each: &mut dyn FnMut(&Progress)) -> std::io::Result<Answer> {
+    let stream = UnixStream::connect(path)?;
+    stream.set_write_timeout(Some(REQUEST_WAIT))?;
+    let mut text = serde_json::to_string(request)?;
+    text.push('\n');
+    (&stream).write_all(text.as_bytes())?;
+    let mut lines = BufReader::new(&stream);
+    loop {
+        let mut line = String::new();
+        if lines.by_ref().take(MAX_LINE).read_line(&mut line)? == 0 {
+            return Err(ErrorKind::UnexpectedEof.into());
+        }
+        match serde_json::from_str(&line)? {
+            Answer::Progress(progress) => each(&progress),
+            last => return Ok(last),
+        }
+    }
+}
+
+/// The sockets of a directory that answer, with the state of their drives. Dead ones are left for their next mount.
+pub fn mounted(dir: &Path) -> std::io::Result<Vec<(PathBuf, Status)>> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(dir)? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == "sock")
+            && let Ok(Answer::Status(status)) = ask(&path, &Request::Status { ino: None }, &mut |_| ())
+        {
+            found.push((path, *status));
+        }
+    }
+    found.sort_by(|a, b| a.1.mountpoint.cmp(&b.1.mountpoint));
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Fixed;
+
+    impl Control for Fixed {
+        fn status(&self, ino: Option<u64>) -> Status {
+            Status { drive: "d".to_owned(), file_state: ino.map(|_| "sent".to_owned()), ..Status::default() }
+        }
+
+        fn sync(&self, timeout: Option<Duration>, tell: &mut dyn FnMut(Progress) -> bool) -> Result<Progress, Refusal> {
+            for pending_bytes in [20, 10] {
+                assert!(tell(Progress { pending_bytes, ..Progress::default() }));
+            }
+            match timeout {
+                None => Ok(Progress::default()),
+                Some(_) => Err(Refusal { exit: 23, what: "w".to_owned(), advice: "a".to_owned() }),
+            }
+        }
+    }
+
+    #[test]
+    fn progress_then_one_last_answer() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let path = dir.path().join("x.sock");
+        let served = serve(&path, Arc::new(Fixed)).expect("binds");
+        let mut seen = Vec::new();
+        let last = ask(&path, &Request::Sync { timeout_ms: None }, &mut |p| seen.push(p.pending_bytes));
+        assert_eq!(last.expect("answers"), Answer::Done(Progress::default()));
+        assert_eq!(seen, [20, 10]);
+        let last = ask(&path, &Request::Sync { timeout_ms: Some(5) }, &mut |_| ()).expect("answers");
+        assert!(matches!(last, Answer::Failed(Refusal { exit: 23, .. })));
+        let Answer::Status(status) = ask(&path, &Request::Status { ino: Some(3) }, &mut |_| ()).expect("answers") else {
+            panic!("a status was asked for");
+        };
+        assert_eq!(status.file_state.as_deref(), Some("sent"));
+        assert_eq!(mounted(dir.path()).expect("lists").len(), 1);
+
+        let again = serve(&path, Arc::new(Fixed)).expect_err("served already");
+        assert_eq!(again.kind(), ErrorKind::AddrInUse);
+        drop(served);
+        assert_eq!(mounted(dir.path()).expect("lists").len(), 0);
+    }
+
+    #[test]
+    fn a_stale_socket_is_replaced_and_nonsense_is_refused() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let path = dir.path().join("x.sock");
+        drop(UnixListener::bind(&path).expect("binds"));
+        assert!(path.exists(), "a killed daemon leaves its socket");
+        let _served = serve(&path, Arc::new(Fixed)).expect("replaces it");
+        let mut stream = UnixStream::connect(&path).expect("connects");
+        stream.write_all(b"{\"op\":\"keys\"}\n").expect("writes");
+        let mut text = String::new();
+        stream.read_to_string(&mut text).expect("reads");
+        assert!(text.contains("\"answer\":\"failed\"") && text.contains("\"exit\":2"), "{text}");
+    }
+}
