@@ -9,7 +9,7 @@ use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -126,20 +126,26 @@ pub trait Control: Send + Sync + 'static {
     fn status(&self, ino: Option<u64>) -> Status;
     /// Waits until everything written so far is on the server, telling how far it is about twice a second.
     /// `tell` answers false when the asker is gone.
-    fn sync(&self, timeout: Option<Duration>, tell: &mut dyn FnMut(Progress) -> bool) -> Result<Progress, Refusal>;
+    fn sync(
+        &self,
+        timeout: Option<Duration>,
+        tell: &mut dyn FnMut(Progress) -> bool,
+    ) -> Result<Progress, Refusal>;
 }
 
 /// A served socket; removed when dropped.
 #[derive(Debug)]
 pub struct Served {
     path: PathBuf,
+    ended: Arc<AtomicBool>,
 }
 
 impl Drop for Served {
     fn drop(&mut self) {
-        // Also the wake-up of the accepting thread: it sees the path gone and ends.
-        drop(std::fs::remove_file(&self.path));
+        self.ended.store(true, Ordering::Release);
+        // Wakes the accepting thread, which then ends. Both are best effort: the process is about to end as well.
         drop(UnixStream::connect(&self.path));
+        drop(std::fs::remove_file(&self.path));
     }
 }
 
@@ -155,41 +161,51 @@ pub fn serve(path: &Path, control: Arc<dyn Control>) -> std::io::Result<Served> 
     }
     let listener = UnixListener::bind(path)?;
     let askers = Arc::new(AtomicUsize::new(0));
-    let stale = path.to_path_buf();
-    std::thread::Builder::new().name("control".to_owned()).spawn(move || {
-        for stream in listener.incoming() {
-            let Ok(stream) = stream else {
-                // Out of descriptors, most likely: those in use come back.
-                std::thread::sleep(Duration::from_millis(100));
-                continue;
-            };
-            if !stale.exists() {
-                return;
-            }
-            let (control, askers) = (Arc::clone(&control), Arc::clone(&askers));
-            if askers.fetch_add(1, Ordering::AcqRel) >= MAX_ASKERS {
-                askers.fetch_sub(1, Ordering::AcqRel);
-                continue;
-            }
-            let asker = Arc::clone(&askers);
-            let spawned = std::thread::Builder::new().name("control-asker".to_owned()).spawn(move || {
-                if let Err(error) = answer(stream, control.as_ref()) {
-                    tracing::debug!(%error, "a control connection ended early");
+    let ended = Arc::new(AtomicBool::new(false));
+    let served = Served {
+        path: path.to_path_buf(),
+        ended: Arc::clone(&ended),
+    };
+    std::thread::Builder::new()
+        .name("control".to_owned())
+        .spawn(move || {
+            for stream in listener.incoming() {
+                if ended.load(Ordering::Acquire) {
+                    return;
                 }
-                asker.fetch_sub(1, Ordering::AcqRel);
-            });
-            if spawned.is_err() {
-                askers.fetch_sub(1, Ordering::AcqRel);
+                let Ok(stream) = stream else {
+                    // Out of descriptors, most likely: those in use come back.
+                    std::thread::sleep(Duration::from_millis(100));
+                    continue;
+                };
+                let (control, askers) = (Arc::clone(&control), Arc::clone(&askers));
+                if askers.fetch_add(1, Ordering::AcqRel) >= MAX_ASKERS {
+                    askers.fetch_sub(1, Ordering::AcqRel);
+                    continue;
+                }
+                let asker = Arc::clone(&askers);
+                let spawned = std::thread::Builder::new()
+                    .name("control-asker".to_owned())
+                    .spawn(move || {
+                        if let Err(error) = answer(stream, control.as_ref()) {
+                            tracing::debug!(%error, "a control connection ended early");
+                        }
+                        asker.fetch_sub(1, Ordering::AcqRel);
+                    });
+                if spawned.is_err() {
+                    askers.fetch_sub(1, Ordering::AcqRel);
+                }
             }
-        }
-    })?;
-    Ok(Served { path: path.to_path_buf() })
+        })?;
+    Ok(served)
 }
 
 fn answer(stream: UnixStream, control: &dyn Control) -> std::io::Result<()> {
     stream.set_read_timeout(Some(REQUEST_WAIT))?;
     let mut line = String::new();
-    BufReader::new(&stream).take(MAX_LINE).read_line(&mut line)?;
+    BufReader::new(&stream)
+        .take(MAX_LINE)
+        .read_line(&mut line)?;
     let mut out = &stream;
     let mut say = |answer: &Answer| -> std::io::Result<()> {
         let mut text = serde_json::to_string(answer)?;
@@ -216,7 +232,11 @@ fn answer(stream: UnixStream, control: &dyn Control) -> std::io::Result<()> {
 
 /// Asks the daemon behind `path`; `each` sees the progress lines. The result is the final answer.
 /// An error of kind `NotFound` or `ConnectionRefused` means that nothing is mounted there.
-pub fn ask(path: &Path, request: &Request, each: &mut dyn FnMut(&Progress)) -> std::io::Result<Answer> {
+pub fn ask(
+    path: &Path,
+    request: &Request,
+    each: &mut dyn FnMut(&Progress),
+) -> std::io::Result<Answer> {
     let stream = UnixStream::connect(path)?;
     stream.set_write_timeout(Some(REQUEST_WAIT))?;
     let mut text = serde_json::to_string(request)?;
@@ -240,8 +260,11 @@ pub fn mounted(dir: &Path) -> std::io::Result<Vec<(PathBuf, Status)>> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(dir)? {
         let path = entry?.path();
-        if path.extension().is_some_and(|extension| extension == "sock")
-            && let Ok(Answer::Status(status)) = ask(&path, &Request::Status { ino: None }, &mut |_| ())
+        if path
+            .extension()
+            .is_some_and(|extension| extension == "sock")
+            && let Ok(Answer::Status(status)) =
+                ask(&path, &Request::Status { ino: None }, &mut |_| ())
         {
             found.push((path, *status));
         }
@@ -258,16 +281,31 @@ mod tests {
 
     impl Control for Fixed {
         fn status(&self, ino: Option<u64>) -> Status {
-            Status { drive: "d".to_owned(), file_state: ino.map(|_| "sent".to_owned()), ..Status::default() }
+            Status {
+                drive: "d".to_owned(),
+                file_state: ino.map(|_| "sent".to_owned()),
+                ..Status::default()
+            }
         }
 
-        fn sync(&self, timeout: Option<Duration>, tell: &mut dyn FnMut(Progress) -> bool) -> Result<Progress, Refusal> {
+        fn sync(
+            &self,
+            timeout: Option<Duration>,
+            tell: &mut dyn FnMut(Progress) -> bool,
+        ) -> Result<Progress, Refusal> {
             for pending_bytes in [20, 10] {
-                assert!(tell(Progress { pending_bytes, ..Progress::default() }));
+                assert!(tell(Progress {
+                    pending_bytes,
+                    ..Progress::default()
+                }));
             }
             match timeout {
                 None => Ok(Progress::default()),
-                Some(_) => Err(Refusal { exit: 23, what: "w".to_owned(), advice: "a".to_owned() }),
+                Some(_) => Err(Refusal {
+                    exit: 23,
+                    what: "w".to_owned(),
+                    advice: "a".to_owned(),
+                }),
             }
         }
     }
@@ -278,12 +316,23 @@ mod tests {
         let path = dir.path().join("x.sock");
         let served = serve(&path, Arc::new(Fixed)).expect("binds");
         let mut seen = Vec::new();
-        let last = ask(&path, &Request::Sync { timeout_ms: None }, &mut |p| seen.push(p.pending_bytes));
+        let last = ask(&path, &Request::Sync { timeout_ms: None }, &mut |p| {
+            seen.push(p.pending_bytes)
+        });
         assert_eq!(last.expect("answers"), Answer::Done(Progress::default()));
         assert_eq!(seen, [20, 10]);
-        let last = ask(&path, &Request::Sync { timeout_ms: Some(5) }, &mut |_| ()).expect("answers");
+        let last = ask(
+            &path,
+            &Request::Sync {
+                timeout_ms: Some(5),
+            },
+            &mut |_| (),
+        )
+        .expect("answers");
         assert!(matches!(last, Answer::Failed(Refusal { exit: 23, .. })));
-        let Answer::Status(status) = ask(&path, &Request::Status { ino: Some(3) }, &mut |_| ()).expect("answers") else {
+        let Answer::Status(status) =
+            ask(&path, &Request::Status { ino: Some(3) }, &mut |_| ()).expect("answers")
+        else {
             panic!("a status was asked for");
         };
         assert_eq!(status.file_state.as_deref(), Some("sent"));
@@ -306,6 +355,9 @@ mod tests {
         stream.write_all(b"{\"op\":\"keys\"}\n").expect("writes");
         let mut text = String::new();
         stream.read_to_string(&mut text).expect("reads");
-        assert!(text.contains("\"answer\":\"failed\"") && text.contains("\"exit\":2"), "{text}");
+        assert!(
+            text.contains("\"answer\":\"failed\"") && text.contains("\"exit\":2"),
+            "{text}"
+        );
     }
 }

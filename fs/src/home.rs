@@ -105,15 +105,24 @@ pub struct HomeLock(#[allow(dead_code, reason = "the lock lives as long as the o
 impl Home {
     /// The home given, or the one the environment names: `SEALDRIVE_HOME`, then the XDG state directory.
     pub fn locate(explicit: Option<PathBuf>) -> Result<Self, HomeError> {
-        let env = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+        let env = |name: &str| {
+            std::env::var_os(name)
+                .filter(|value| !value.is_empty())
+                .map(PathBuf::from)
+        };
         let dir = explicit
             .or_else(|| env("SEALDRIVE_HOME"))
             .or_else(|| env("XDG_STATE_HOME").map(|state| state.join("sealdrive")))
             .or_else(|| env("HOME").map(|home| home.join(".local/state/sealdrive")))
             // mount(8) at boot runs as root with an empty environment.
-            .or_else(|| rustix::process::getuid().is_root().then(|| PathBuf::from("/root/.local/state/sealdrive")))
+            .or_else(|| {
+                rustix::process::getuid()
+                    .is_root()
+                    .then(|| PathBuf::from("/root/.local/state/sealdrive"))
+            })
             .ok_or(HomeError::Nowhere)?;
-        let dir = std::path::absolute(&dir).map_err(|source| HomeError::Io { path: dir, source })?;
+        let dir =
+            std::path::absolute(&dir).map_err(|source| HomeError::Io { path: dir, source })?;
         Ok(Self { dir })
     }
 
@@ -126,10 +135,16 @@ impl Home {
     pub fn lock(&self) -> Result<HomeLock, HomeError> {
         self.private_dir(&self.dir)?;
         let path = self.dir.join("lock");
-        let file = open_private(&path, OpenOptions::new().create(true).truncate(false).write(true))?;
+        let file = open_private(
+            &path,
+            OpenOptions::new().create(true).truncate(false).write(true),
+        )?;
         flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(|errno| match errno {
             rustix::io::Errno::WOULDBLOCK => HomeError::Busy(self.dir.clone()),
-            errno => HomeError::Io { path, source: errno.into() },
+            errno => HomeError::Io {
+                path,
+                source: errno.into(),
+            },
         })?;
         Ok(HomeLock(file))
     }
@@ -143,13 +158,23 @@ impl Home {
             }
             other => other?,
         };
-        let damaged = |why: String| HomeError::Damaged { path: path.clone(), why };
+        let damaged = |why: String| HomeError::Damaged {
+            path: path.clone(),
+            why,
+        };
         let text = std::str::from_utf8(&text).map_err(|error| damaged(error.to_string()))?;
-        let profile: Profile = toml::from_str(text).map_err(|error| damaged(error.message().to_owned()))?;
+        let profile: Profile =
+            toml::from_str(text).map_err(|error| damaged(error.message().to_owned()))?;
         if profile.version != Profile::VERSION {
-            return Err(damaged(format!("version {} is not known to this program", profile.version)));
+            return Err(damaged(format!(
+                "version {} is not known to this program",
+                profile.version
+            )));
         }
-        profile.account_id().and(profile.device_id().map(drop)).map_err(damaged)?;
+        profile
+            .account_id()
+            .and(profile.device_id().map(drop))
+            .map_err(damaged)?;
         Ok(profile)
     }
 
@@ -167,11 +192,21 @@ impl Home {
     /// Reads a file of the home directory.
     pub fn read(&self, name: &str) -> Result<Zeroizing<Vec<u8>>, HomeError> {
         let path = self.dir.join(name);
-        let io = |source| HomeError::Io { path: path.clone(), source };
+        let io = |source| HomeError::Io {
+            path: path.clone(),
+            source,
+        };
         let mut bytes = Zeroizing::new(Vec::new());
-        File::open(&path).map_err(io)?.take(MAX_FILE + 1).read_to_end(&mut bytes).map_err(io)?;
+        File::open(&path)
+            .map_err(io)?
+            .take(MAX_FILE + 1)
+            .read_to_end(&mut bytes)
+            .map_err(io)?;
         if bytes.len() as u64 > MAX_FILE {
-            return Err(HomeError::Damaged { path: path.clone(), why: "longer than any file of ours".to_owned() });
+            return Err(HomeError::Damaged {
+                path: path.clone(),
+                why: "longer than any file of ours".to_owned(),
+            });
         }
         Ok(bytes)
     }
@@ -192,7 +227,10 @@ impl Home {
     pub fn remove(&self, name: &str) -> Result<(), HomeError> {
         let path = self.dir.join(name);
         match std::fs::remove_file(&path) {
-            Err(error) if error.kind() != ErrorKind::NotFound => Err(HomeError::Io { path, source: error }),
+            Err(error) if error.kind() != ErrorKind::NotFound => Err(HomeError::Io {
+                path,
+                source: error,
+            }),
             _ => Ok(()),
         }
     }
@@ -223,12 +261,17 @@ impl Home {
 
     /// The control socket of a mounted drive.
     pub fn socket(&self, drive: &DriveId) -> Result<PathBuf, HomeError> {
-        Ok(self.socket_dir()?.join(format!("{}.sock", &drive.to_hex()[..16])))
+        Ok(self
+            .socket_dir()?
+            .join(format!("{}.sock", &drive.to_hex()[..16])))
     }
 
     /// Makes a directory that only we may enter, or checks that it is one.
     fn private_dir(&self, dir: &Path) -> Result<(), HomeError> {
-        let io = |source| HomeError::Io { path: dir.to_path_buf(), source };
+        let io = |source| HomeError::Io {
+            path: dir.to_path_buf(),
+            source,
+        };
         if let Err(error) = DirBuilder::new().recursive(true).mode(0o700).create(dir)
             && error.kind() != ErrorKind::AlreadyExists
         {
@@ -237,9 +280,16 @@ impl Home {
         let meta = std::fs::symlink_metadata(dir).map_err(io)?;
         let uid = rustix::process::geteuid().as_raw();
         // A symbolic link is followed only where it is our own home that was linked, never inside it.
-        let meta = if dir == self.dir { std::fs::metadata(dir).map_err(io)? } else { meta };
+        let meta = if dir == self.dir {
+            std::fs::metadata(dir).map_err(io)?
+        } else {
+            meta
+        };
         if meta.uid() != uid && uid != 0 || !meta.is_dir() {
-            return Err(HomeError::NotPrivate { path: dir.to_path_buf(), owner: meta.uid() });
+            return Err(HomeError::NotPrivate {
+                path: dir.to_path_buf(),
+                owner: meta.uid(),
+            });
         }
         if meta.mode() & 0o077 != 0 {
             std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o700)).map_err(io)?;
@@ -254,24 +304,43 @@ pub fn write_private_new(path: &Path, bytes: &[u8]) -> Result<(), HomeError> {
 }
 
 fn open_private(path: &Path, options: &mut OpenOptions) -> Result<File, HomeError> {
-    options.mode(0o600).open(path).map_err(|source| HomeError::Io { path: path.to_path_buf(), source })
+    options
+        .mode(0o600)
+        .open(path)
+        .map_err(|source| HomeError::Io {
+            path: path.to_path_buf(),
+            source,
+        })
 }
 
 /// Write aside, fsync, rename, fsync the directory: after a power cut there is the old file or the new, never a part.
 fn write_whole(path: &Path, bytes: &[u8], flags: RenameFlags) -> Result<(), HomeError> {
-    let io = |source| HomeError::Io { path: path.to_path_buf(), source };
+    let io = |source| HomeError::Io {
+        path: path.to_path_buf(),
+        source,
+    };
     let mut aside = path.as_os_str().to_owned();
     aside.push(format!(".new-{}", std::process::id()));
     let aside = PathBuf::from(aside);
     let written = (|| {
-        let mut file = open_private(&aside, OpenOptions::new().create(true).truncate(true).write(true))?;
-        file.write_all(bytes).and_then(|()| file.sync_all()).map_err(io)?;
+        let mut file = open_private(
+            &aside,
+            OpenOptions::new().create(true).truncate(true).write(true),
+        )?;
+        file.write_all(bytes)
+            .and_then(|()| file.sync_all())
+            .map_err(io)?;
         rename(&aside, path, flags).map_err(|error| match error.kind() {
             ErrorKind::AlreadyExists => HomeError::Occupied(path.to_path_buf()),
             _ => io(error),
         })?;
-        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        File::open(parent).and_then(|dir| dir.sync_all()).map_err(io)
+        let parent = path
+            .parent()
+            .filter(|parent| !parent.as_os_str().is_empty())
+            .unwrap_or(Path::new("."));
+        File::open(parent)
+            .and_then(|dir| dir.sync_all())
+            .map_err(io)
     })();
     if written.is_err() {
         // Best effort: the error that matters is the one being reported.
@@ -315,14 +384,24 @@ mod tests {
     fn files_are_private_whole_and_never_replaced_by_accident() {
         let (_dir, home) = home();
         home.write_new("keystore", b"one").expect("the first write");
-        assert!(matches!(home.write_new("keystore", b"two"), Err(HomeError::Occupied(_))));
-        assert_eq!(home.read("keystore").expect("still there").as_slice(), b"one");
-        home.replace("keystore", b"two").expect("a wanted replacement");
+        assert!(matches!(
+            home.write_new("keystore", b"two"),
+            Err(HomeError::Occupied(_))
+        ));
+        assert_eq!(
+            home.read("keystore").expect("still there").as_slice(),
+            b"one"
+        );
+        home.replace("keystore", b"two")
+            .expect("a wanted replacement");
         assert_eq!(home.read("keystore").expect("replaced").as_slice(), b"two");
         let mode = |path: &Path| std::fs::metadata(path).expect("exists").mode() & 0o777;
         assert_eq!(mode(&home.dir().join("keystore")), 0o600);
         assert_eq!(mode(home.dir()), 0o700);
-        let names: Vec<_> = std::fs::read_dir(home.dir()).expect("lists").map(|e| e.expect("entry").file_name()).collect();
+        let names: Vec<_> = std::fs::read_dir(home.dir())
+            .expect("lists")
+            .map(|e| e.expect("entry").file_name())
+            .collect();
         assert_eq!(names, ["keystore"], "nothing is left aside");
     }
 
@@ -331,12 +410,24 @@ mod tests {
         let (_dir, home) = home();
         assert!(matches!(home.profile(), Err(HomeError::Empty(_))));
         std::fs::create_dir(home.dir()).expect("makes it");
-        std::fs::set_permissions(home.dir(), std::fs::Permissions::from_mode(0o755)).expect("opens it");
+        std::fs::set_permissions(home.dir(), std::fs::Permissions::from_mode(0o755))
+            .expect("opens it");
         home.write_profile(&profile()).expect("writes");
-        assert_eq!(std::fs::metadata(home.dir()).expect("exists").mode() & 0o777, 0o700);
+        assert_eq!(
+            std::fs::metadata(home.dir()).expect("exists").mode() & 0o777,
+            0o700
+        );
         assert_eq!(home.profile().expect("reads back"), profile());
-        home.replace(PROFILE, &toml::to_string(&Profile { version: 9, ..profile() }).expect("text").into_bytes())
-            .expect("replaces");
+        home.replace(
+            PROFILE,
+            &toml::to_string(&Profile {
+                version: 9,
+                ..profile()
+            })
+            .expect("text")
+            .into_bytes(),
+        )
+        .expect("replaces");
         assert!(matches!(home.profile(), Err(HomeError::Damaged { .. })));
     }
 

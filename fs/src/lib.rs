@@ -1,5 +1,9 @@
 //! The client: a mounted drive, its local store and journal, and the command line.
 
+pub mod cli;
 pub mod clock;
+pub mod control;
+pub mod home;
+pub mod hygiene;
 pub mod limits;
 pub mod remote;

@@ -1,2 +1,10 @@
-//! To be written.
-fn main() {}
+//! The `sealdrive` command: hardens the process, then hands its arguments to `sealdrive::cli`.
+//!
+//! Invariant: hardening comes before anything that may hold a secret. Called by the shell, mount(8) and umount(8).
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    sealdrive::hygiene::harden();
+    sealdrive::cli::main(std::env::args_os())
+}

@@ -4,8 +4,12 @@
 //! Called by every command through `?`, and by `cli::run` which prints the line.
 
 use std::fmt;
+use std::io::ErrorKind;
 
 use serde::Serialize;
+
+use crate::control::Refusal;
+use crate::home::HomeError;
 
 /// What a finished command says to the shell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,7 +61,10 @@ impl Exit {
 
     /// The code with this number, for answers that came over the control socket.
     pub fn from_code(code: u8) -> Self {
-        Self::ALL.into_iter().find(|exit| exit.code() == code).unwrap_or(Self::Error)
+        Self::ALL
+            .into_iter()
+            .find(|exit| exit.code() == code)
+            .unwrap_or(Self::Error)
     }
 
     const ALL: [Self; 18] = [
@@ -96,7 +103,11 @@ pub struct Failure {
 impl Failure {
     /// A failure: what is wrong, and what to do.
     pub fn new(exit: Exit, what: impl Into<String>, advice: impl Into<String>) -> Self {
-        Self { exit, what: what.into(), advice: advice.into() }
+        Self {
+            exit,
+            what: what.into(),
+            advice: advice.into(),
+        }
     }
 
     /// The same as one JSON object.
@@ -107,7 +118,11 @@ impl Failure {
             advice: &'a str,
             exit: u8,
         }
-        let line = Line { error: &self.what, advice: &self.advice, exit: self.exit.code() };
+        let line = Line {
+            error: &self.what,
+            advice: &self.advice,
+            exit: self.exit.code(),
+        };
         serde_json::to_string(&line).expect("two strings and a number always serialise")
     }
 }
@@ -126,6 +141,48 @@ impl fmt::Display for Failure {
 
 impl std::error::Error for Failure {}
 
+// The table: every error that reaches a command, its code, and what to do about it.
+
+impl From<Refusal> for Failure {
+    fn from(refusal: Refusal) -> Self {
+        Self::new(Exit::from_code(refusal.exit), refusal.what, refusal.advice)
+    }
+}
+
+impl From<HomeError> for Failure {
+    fn from(error: HomeError) -> Self {
+        let (exit, advice) = match &error {
+            HomeError::Nowhere => (Exit::Usage, "set SEALDRIVE_HOME"),
+            HomeError::Empty(_) => (
+                Exit::NoDrive,
+                "make an account with `sealdrive init`, or bring one back with `sealdrive recover --kit FILE`",
+            ),
+            HomeError::Occupied(_) => (
+                Exit::Usage,
+                "nothing was changed; another account needs another directory (--home)",
+            ),
+            HomeError::Damaged { .. } => (
+                Exit::Lost,
+                "move it aside and enrol this machine again with `sealdrive recover --kit FILE`",
+            ),
+            HomeError::NotPrivate { .. } => (Exit::Error, "use a directory of your own (--home)"),
+            HomeError::Busy(_) => (Exit::Error, "wait for it to end, then try again"),
+            HomeError::Io { source, .. } if is_full(source) => {
+                (Exit::Space, "free some space, then try again")
+            }
+            HomeError::Io { .. } => (Exit::Error, "check the path and its permissions"),
+        };
+        Self::new(exit, error.to_string(), advice)
+    }
+}
+
+fn is_full(error: &std::io::Error) -> bool {
+    matches!(
+        error.kind(),
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -133,7 +190,12 @@ mod tests {
     #[test]
     fn codes_are_the_documented_ones() {
         let codes: Vec<u8> = Exit::ALL.iter().map(|exit| exit.code()).collect();
-        assert_eq!(codes, [0, 1, 2, 3, 10, 11, 12, 13, 14, 15, 16, 20, 21, 22, 23, 24, 30, 130]);
+        assert_eq!(
+            codes,
+            [
+                0, 1, 2, 3, 10, 11, 12, 13, 14, 15, 16, 20, 21, 22, 23, 24, 30, 130
+            ]
+        );
         for exit in Exit::ALL {
             assert_eq!(Exit::from_code(exit.code()), exit);
         }
@@ -144,6 +206,9 @@ mod tests {
     fn a_failure_is_one_line_even_for_a_hostile_path() {
         let failure = Failure::new(Exit::Usage, "no directory a\nb", "make it");
         assert_eq!(failure.to_string(), "no directory a b; make it");
-        assert_eq!(failure.to_json(), r#"{"error":"no directory a\nb","advice":"make it","exit":2}"#);
+        assert_eq!(
+            failure.to_json(),
+            r#"{"error":"no directory a\nb","advice":"make it","exit":2}"#
+        );
     }
 }

@@ -20,7 +20,7 @@ const MIN_NEW: usize = 8;
 const CREDENTIAL: &str = "sealdrive-passphrase";
 
 /// A passphrase as typed; the core normalises it.
-pub type Passphrase = Zeroizing<String>;
+pub(super) type Passphrase = Zeroizing<String>;
 
 /// Where to read from, decided once from the environment.
 enum Source {
@@ -31,12 +31,12 @@ enum Source {
 }
 
 /// The passphrase of an existing account.
-pub fn existing() -> Result<Passphrase, Failure> {
+pub(super) fn existing() -> Result<Passphrase, Failure> {
     read(source(&|name| std::env::var_os(name)), "Passphrase: ")
 }
 
 /// A passphrase for a new account: typed twice at a terminal, and not trivially short.
-pub fn fresh() -> Result<Passphrase, Failure> {
+pub(super) fn fresh() -> Result<Passphrase, Failure> {
     let source = source(&|name| std::env::var_os(name));
     let twice = matches!(source, Source::Terminal);
     let first = read(source, "New passphrase: ")?;
@@ -48,7 +48,11 @@ pub fn fresh() -> Result<Passphrase, Failure> {
         ));
     }
     if twice && read(Source::Terminal, "Same passphrase again: ")? != first {
-        return Err(Failure::new(Exit::Usage, "the two passphrases differ", "run the command again"));
+        return Err(Failure::new(
+            Exit::Usage,
+            "the two passphrases differ",
+            "run the command again",
+        ));
     }
     Ok(first)
 }
@@ -74,7 +78,13 @@ fn source(env: &dyn Fn(&str) -> Option<OsString>) -> Source {
 }
 
 fn read(source: Source, prompt: &str) -> Result<Passphrase, Failure> {
-    let failed = |what: String| Failure::new(Exit::Usage, what, "see `sealdrive help` for the ways to give a passphrase");
+    let failed = |what: String| {
+        Failure::new(
+            Exit::Usage,
+            what,
+            "see `sealdrive help` for the ways to give a passphrase",
+        )
+    };
     match source {
         Source::File(path) => {
             let file = std::fs::File::open(&path)
@@ -123,7 +133,10 @@ fn line(input: impl Read) -> std::io::Result<Passphrase> {
     if bytes.len() as u64 > MAX_PASSPHRASE {
         return Err(wrong("longer than 4096 bytes"));
     }
-    let end = bytes.iter().position(|&b| b == b'\n').unwrap_or(bytes.len());
+    let end = bytes
+        .iter()
+        .position(|&b| b == b'\n')
+        .unwrap_or(bytes.len());
     let text = std::str::from_utf8(&bytes[..end]).map_err(|_| wrong("not UTF-8 text"))?;
     let text = text.strip_suffix('\r').unwrap_or(text);
     if text.is_empty() {
@@ -138,8 +151,16 @@ mod tests {
 
     #[test]
     fn first_line_only_and_refusals() {
-        assert_eq!(line(&b"correct horse\r\nrest"[..]).expect("a line").as_str(), "correct horse");
-        assert_eq!(line(&b"no newline"[..]).expect("a line").as_str(), "no newline");
+        assert_eq!(
+            line(&b"correct horse\r\nrest"[..])
+                .expect("a line")
+                .as_str(),
+            "correct horse"
+        );
+        assert_eq!(
+            line(&b"no newline"[..]).expect("a line").as_str(),
+            "no newline"
+        );
         assert!(line(&b"\nsecond"[..]).is_err());
         assert!(line(&b"\xff\xfe"[..]).is_err());
         assert!(line(&vec![b'x'; 5000][..]).is_err());
@@ -148,11 +169,22 @@ mod tests {
     #[test]
     fn a_descriptor_wins_over_a_file_and_empty_settings_count_as_unset() {
         let env = |pairs: &'static [(&'static str, &'static str)]| {
-            move |name: &str| pairs.iter().find(|(key, _)| *key == name).map(|(_, value)| OsString::from(value))
+            move |name: &str| {
+                pairs
+                    .iter()
+                    .find(|(key, _)| *key == name)
+                    .map(|(_, value)| OsString::from(value))
+            }
         };
-        let both = env(&[("SEALDRIVE_PASSWORD_FILE", "/f"), ("SEALDRIVE_PASSWORD_FD", "7")]);
+        let both = env(&[
+            ("SEALDRIVE_PASSWORD_FILE", "/f"),
+            ("SEALDRIVE_PASSWORD_FD", "7"),
+        ]);
         assert!(matches!(source(&both), Source::Descriptor(fd) if fd == "7"));
-        assert!(matches!(source(&env(&[("SEALDRIVE_PASSWORD_FILE", "")])), Source::Terminal));
+        assert!(matches!(
+            source(&env(&[("SEALDRIVE_PASSWORD_FILE", "")])),
+            Source::Terminal
+        ));
         let command = env(&[("SEALDRIVE_PASSWORD_COMMAND", "pass show x")]);
         assert!(matches!(source(&command), Source::Command(_)));
     }
