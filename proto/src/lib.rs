@@ -3,6 +3,8 @@
 //! Pure (no IO, no clock, no entropy). The bytes are specified in `FORMAT.md` beside this crate.
 //! Callers: the pure core, the client shell and the server. The generated gRPC code stands behind feature `rpc`.
 
+pub mod bucket;
+pub mod header;
 pub mod id;
 pub mod limits;
 

@@ -1,9 +1,13 @@
 //! The pure core: no kernel, no network, no database, no runtime, no clock, no entropy, no file system.
 //! Time, randomness and identity come in as arguments. Called by the client shell (`sealdrive`) and the tests only.
 
+pub mod chunk;
+pub mod keys;
 pub mod node;
 pub mod overlay;
 pub mod record;
 pub mod reference;
+pub mod seal;
+pub mod secret;
 pub mod tree;
 pub mod view;
