@@ -7,3 +7,4 @@ pub mod home;
 pub mod hygiene;
 pub mod limits;
 pub mod remote;
+pub mod store;

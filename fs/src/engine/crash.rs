@@ -1,0 +1,32 @@
+//! Named crash points: at each step of the ordering law a test may stop the world, copy the directory or count.
+//!
+//! Invariant: without a hook a point costs one branch. Called at each step that orders two durable writes.
+
+use std::fmt;
+use std::sync::Arc;
+
+type Hook = Arc<dyn Fn(&'static str) + Send + Sync>;
+
+/// What to do at a named point; nothing, outside tests.
+#[derive(Clone, Default)]
+pub struct CrashPoints(Option<Hook>);
+
+impl CrashPoints {
+    /// Calls `hook` with the name of each point reached.
+    pub fn new(hook: impl Fn(&'static str) + Send + Sync + 'static) -> Self {
+        Self(Some(Arc::new(hook)))
+    }
+
+    /// The world has reached `name`.
+    pub fn reached(&self, name: &'static str) {
+        if let Some(hook) = &self.0 {
+            hook(name);
+        }
+    }
+}
+
+impl fmt::Debug for CrashPoints {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "CrashPoints({})", if self.0.is_some() { "set" } else { "none" })
+    }
+}

@@ -1,0 +1,75 @@
+//! What went wrong and must not go unnoticed: damage, tampering, loss of the lease. Kept for `status`, and logged.
+//!
+//! Invariant: an event names ids the server sees too (sids, sequence numbers), never a file name, key or content.
+//! Called by the whole engine.
+
+use std::collections::VecDeque;
+use std::sync::{Mutex, PoisonError};
+
+use serde::Serialize;
+
+use crate::clock;
+use crate::limits::EVENTS_KEPT;
+
+/// What kind of thing happened. Fields of JSON: names are only ever added.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum EventKind {
+    /// An object in the local cache failed its checks; it is fetched anew.
+    CacheDamage,
+    /// An object not yet on the server failed its checks: data is lost.
+    OutboxDamage,
+    /// The server sent an object that does not open.
+    ObjectTampered,
+    /// The server holds other bytes under an id of ours, and they do not open.
+    Poisoned,
+    /// The server lacks an object that it acknowledged.
+    ObjectMissing,
+    /// The server's head is older than what this device has seen.
+    Rollback,
+    /// The server's head does not continue what this device has seen, or its signature is wrong.
+    Fork,
+    /// This device has local state but its memory of the head is gone or damaged.
+    PinsMissing,
+    /// Another device writes this drive now.
+    Fenced,
+    /// A write or fsync of local state failed: nothing more is written.
+    LocalIo,
+    /// The journal ended in a damaged record that is not a torn tail.
+    JournalDamage,
+    /// Something that waits for a person (quota, authentication).
+    Refused,
+}
+
+/// One event.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Event {
+    /// Milliseconds since 1970, this machine's clock.
+    pub at_ms: u64,
+    /// What kind.
+    pub kind: EventKind,
+    /// For people.
+    pub detail: String,
+}
+
+/// The newest events.
+#[derive(Default)]
+pub struct Events(Mutex<VecDeque<Event>>);
+
+impl Events {
+    /// Notes and logs an event.
+    pub fn push(&self, kind: EventKind, detail: impl Into<String>) {
+        let event = Event { at_ms: clock::wall_ms(), kind, detail: detail.into() };
+        tracing::warn!(kind = ?event.kind, "{}", event.detail);
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if kept.len() == EVENTS_KEPT {
+            kept.pop_front();
+        }
+        kept.push_back(event);
+    }
+
+    /// Oldest first.
+    pub fn list(&self) -> Vec<Event> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
+    }
+}

@@ -1,0 +1,244 @@
+//! Local copies of what the server has: packs that may go at any time, oldest use first, under a hard budget.
+//!
+//! Invariant: only an `AckedPack` or what was fetched from the server can be here, and the evictor knows no other
+//! directory; after every call the bytes here are within the budget, but for the one pack being written. Called by
+//! `store/mod.rs`.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use sealdrive_proto::id::Sid;
+
+use super::outbox::AckedPack;
+use super::packfile::{self, Entry, PackWriter};
+use super::place::Place;
+use super::{PackNumbers, StoreError};
+use crate::limits::PACK_SIZE;
+
+struct CachePack {
+    file: Arc<File>,
+    len: u64,
+    used: u64,
+}
+
+#[derive(Default)]
+struct State {
+    open: Option<PackWriter>,
+    packs: HashMap<u64, CachePack>,
+    total: u64,
+    tick: u64,
+}
+
+/// A pack taken out of the cache; its ids are to be forgotten.
+pub(super) struct Evicted {
+    pub(super) number: u64,
+    pub(super) file: Arc<File>,
+    pub(super) len: u64,
+}
+
+/// The cache of one drive.
+pub struct Cache {
+    dir: PathBuf,
+    numbers: Arc<PackNumbers>,
+    budget: u64,
+    state: Mutex<State>,
+}
+
+impl Cache {
+    /// Opens the packs found; older numbers count as used longer ago.
+    pub(super) fn open(
+        dir: &Path,
+        numbers: Arc<PackNumbers>,
+        budget: u64,
+        found: Vec<(u64, File, u64)>,
+    ) -> Self {
+        let mut state = State::default();
+        for (number, file, len) in found {
+            state.tick += 1;
+            state.total += len;
+            state.packs.insert(
+                number,
+                CachePack {
+                    file: Arc::new(file),
+                    len,
+                    used: state.tick,
+                },
+            );
+        }
+        Self {
+            dir: dir.to_owned(),
+            numbers,
+            budget,
+            state: Mutex::new(state),
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Directory of the packs.
+    pub(super) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Bytes here.
+    pub fn bytes(&self) -> u64 {
+        self.state().total
+    }
+
+    /// The budget.
+    pub fn budget(&self) -> u64 {
+        self.budget
+    }
+
+    /// Number of the pack being written, if any.
+    pub(super) fn open_number(&self) -> Option<u64> {
+        self.state().open.as_ref().map(PackWriter::number)
+    }
+
+    /// Writes a copy of an object the server has. Never synced: its loss costs a fetch.
+    pub(super) fn append(
+        &self,
+        sid: Sid,
+        object: &[u8],
+    ) -> Result<(Place, Vec<Evicted>), StoreError> {
+        let mut state = self.state();
+        let entry = self
+            .append_open(&mut state, sid, object)
+            .map_err(|e| StoreError::Io("appending to the cache", e))?;
+        let number = state.open.as_ref().map_or(0, PackWriter::number);
+        let evicted = state.evict(&self.dir, self.budget);
+        Ok((
+            Place {
+                pack: number,
+                offset: entry.offset,
+                len: entry.len,
+                cached: true,
+            },
+            evicted,
+        ))
+    }
+
+    fn append_open(&self, state: &mut State, sid: Sid, object: &[u8]) -> io::Result<Entry> {
+        let size = PACK_SIZE.min(self.budget / 8);
+        if state
+            .open
+            .as_ref()
+            .is_some_and(|open| open.len() >= size || self.numbers.lags(open.number()))
+            && let Some(mut open) = state.open.take()
+        {
+            open.flush()?;
+        }
+        if state.open.is_none() {
+            let open = PackWriter::create(&self.dir, self.numbers.take())?;
+            let pack = CachePack {
+                file: open.file(),
+                len: open.len(),
+                used: 0,
+            };
+            state.total += pack.len;
+            state.packs.insert(open.number(), pack);
+            state.open = Some(open);
+        }
+        let open = state
+            .open
+            .as_mut()
+            .ok_or_else(|| io::Error::other("no open pack"))?;
+        let before = open.len();
+        let entry = open.append(sid, object)?;
+        let (number, after) = (open.number(), open.len());
+        state.total += after - before;
+        state.tick += 1;
+        let tick = state.tick;
+        if let Some(pack) = state.packs.get_mut(&number) {
+            pack.len = after;
+            pack.used = tick;
+        }
+        Ok(entry)
+    }
+
+    /// Takes over a pack from the outbox.
+    pub(super) fn adopt(&self, pack: AckedPack) -> Vec<Evicted> {
+        let mut state = self.state();
+        state.tick += 1;
+        state.total += pack.len;
+        let used = state.tick;
+        debug_assert!(pack.path.starts_with(&self.dir), "retire moves packs here");
+        state.packs.insert(
+            pack.number,
+            CachePack {
+                file: pack.file,
+                len: pack.len,
+                used,
+            },
+        );
+        state.evict(&self.dir, self.budget)
+    }
+
+    /// Reads one object; `Ok(None)` if the pack is not here (any more).
+    pub(super) fn read(&self, place: &Place) -> Result<Option<packfile::Read>, StoreError> {
+        let file = {
+            let mut state = self.state();
+            state.tick += 1;
+            let tick = state.tick;
+            if let Some(open) = &mut state.open
+                && open.number() == place.pack
+                && place.end().offset > open.written()
+            {
+                open.flush()
+                    .map_err(|e| StoreError::Io("writing the cache", e))?;
+            }
+            let Some(pack) = state.packs.get_mut(&place.pack) else {
+                return Ok(None);
+            };
+            pack.used = tick;
+            if place.end().offset > pack.len {
+                // The row outlived bytes that a power cut took: not damage, only not here.
+                return Ok(None);
+            }
+            Arc::clone(&pack.file)
+        };
+        packfile::read(&file, place.offset, place.len)
+            .map(Some)
+            .map_err(|e| StoreError::Io("reading the cache", e))
+    }
+
+    /// Whether that pack is here.
+    pub(super) fn holds(&self, pack: u64) -> bool {
+        self.state().packs.contains_key(&pack)
+    }
+}
+
+impl State {
+    fn evict(&mut self, dir: &Path, budget: u64) -> Vec<Evicted> {
+        let mut out = Vec::new();
+        let open = self.open.as_ref().map(PackWriter::number);
+        while self.total > budget {
+            let oldest = self
+                .packs
+                .iter()
+                .filter(|(n, _)| Some(**n) != open)
+                .min_by_key(|(_, p)| p.used);
+            let Some(number) = oldest.map(|(n, _)| *n) else {
+                break;
+            };
+            let Some(pack) = self.packs.remove(&number) else {
+                break;
+            };
+            self.total -= pack.len;
+            if let Err(e) = std::fs::remove_file(dir.join(packfile::file_name(number))) {
+                tracing::warn!("cannot remove a cache pack: {e}");
+            }
+            out.push(Evicted {
+                number,
+                file: pack.file,
+                len: pack.len,
+            });
+        }
+        out
+    }
+}

@@ -1,0 +1,302 @@
+//! Where each local object lies: sid → place, in redb behind rows kept in memory. The only file that names redb.
+//!
+//! Invariant: a row reaches redb only after the bytes it points to are durable, and the file is a cache of what the
+//! packs say: it may lag behind a crash or be lost altogether, and is then rebuilt by scanning packs. No plaintext, no
+//! name and no cid stands here, only what the server sees too. Called by `store/mod.rs`.
+
+use std::collections::{HashMap, VecDeque};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use redb::{Database, Durability, ReadableDatabase, TableDefinition};
+use sealdrive_proto::id::Sid;
+
+use super::place::{Place, Position, Row};
+use crate::limits::{INDEX_BATCH, INDEX_CACHE};
+
+const OBJECTS: TableDefinition<'_, [u8; 32], &[u8]> = TableDefinition::new("objects");
+const MARKS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("marks");
+
+/// redb failed. After a failed commit the database must be opened anew, so the caller stops writing.
+#[derive(Debug, thiserror::Error)]
+#[error("local index: {0}")]
+pub struct IndexError(String);
+
+macro_rules! from_redb {
+    ($($error:ident),*) => {
+        $(impl From<redb::$error> for IndexError {
+            fn from(e: redb::$error) -> Self {
+                Self(e.to_string())
+            }
+        })*
+    };
+}
+from_redb!(
+    DatabaseError,
+    TransactionError,
+    TableError,
+    StorageError,
+    CommitError,
+    SetDurabilityError
+);
+
+/// What the durable index knows about the packs, written together with a checkpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Marks {
+    /// Packs numbered below this are wholly in the index; later ones are scanned at open.
+    pub(super) indexed_below: u64,
+    /// Every outbox byte before this place was acknowledged by the server.
+    pub(super) acknowledged: Position,
+}
+
+#[derive(Default)]
+struct Pending {
+    newest: HashMap<Sid, (Row, u64)>,
+    order: VecDeque<(Sid, Row, u64)>,
+    counter: u64,
+    /// Rows that could not go to redb last time (their bytes are not durable yet) do not count again.
+    left: usize,
+}
+
+/// The index of one drive's local objects.
+pub(super) struct Index {
+    database: Database,
+    pending: Mutex<Pending>,
+}
+
+impl Index {
+    /// Opens the file, or starts an empty one if there is none or it cannot be opened (the packs then refill it).
+    pub(super) fn open(path: &Path) -> Result<Self, IndexError> {
+        match Self::try_open(path) {
+            Ok(index) => Ok(index),
+            Err(broken) => {
+                tracing::warn!("local index is rebuilt from the packs: {broken}");
+                let mut aside = PathBuf::from(path);
+                aside.set_extension("broken");
+                std::fs::rename(path, aside).map_err(|e| IndexError(e.to_string()))?;
+                Self::try_open(path)
+            }
+        }
+    }
+
+    fn try_open(path: &Path) -> Result<Self, IndexError> {
+        let database = Database::builder()
+            .set_cache_size(INDEX_CACHE)
+            .create(path)?;
+        let txn = database.begin_write()?;
+        txn.open_table(OBJECTS)?;
+        txn.open_table(MARKS)?;
+        txn.commit()?;
+        Ok(Self {
+            database,
+            pending: Mutex::default(),
+        })
+    }
+
+    fn pending(&self) -> MutexGuard<'_, Pending> {
+        // Every change to the pending rows is complete before the guard goes: a panic elsewhere leaves them usable.
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What is known of an object.
+    pub(super) fn get(&self, sid: &Sid) -> Result<Option<Row>, IndexError> {
+        if let Some((row, _)) = self.pending().newest.get(sid) {
+            return Ok(Some(*row));
+        }
+        let txn = self.database.begin_read()?;
+        let table = txn.open_table(OBJECTS)?;
+        Ok(table
+            .get(sid.as_bytes())?
+            .and_then(|row| Row::decode(row.value())))
+    }
+
+    /// Notes a row; visible at once, in redb at a later `flush`.
+    pub(super) fn put(&self, sid: Sid, row: Row) {
+        let mut pending = self.pending();
+        pending.counter += 1;
+        let number = pending.counter;
+        pending.newest.insert(sid, (row, number));
+        pending.order.push_back((sid, row, number));
+    }
+
+    /// Whether enough rows wait to be worth a transaction.
+    pub(super) fn is_full(&self) -> bool {
+        {
+            let pending = self.pending();
+            pending.order.len() >= pending.left + INDEX_BATCH
+        }
+    }
+
+    /// Writes the waiting rows whose bytes lie before `durable_to`. With `marks` the transaction itself is durable.
+    pub(super) fn flush(
+        &self,
+        durable_to: Position,
+        marks: Option<Marks>,
+    ) -> Result<(), IndexError> {
+        let batch = self.ripe(durable_to);
+        if batch.is_empty() && marks.is_none() {
+            return Ok(());
+        }
+        let mut txn = self.database.begin_write()?;
+        txn.set_durability(if marks.is_some() {
+            Durability::Immediate
+        } else {
+            Durability::None
+        })?;
+        // Saves the allocator's state, so that opening after a crash does not walk the whole file.
+        txn.set_quick_repair(marks.is_some());
+        {
+            let mut table = txn.open_table(OBJECTS)?;
+            for (sid, row, _) in &batch {
+                match row {
+                    Row::Gone => table.remove(sid.as_bytes())?,
+                    _ => table.insert(sid.as_bytes(), row.encode().as_slice())?,
+                };
+            }
+            if let Some(marks) = marks {
+                let mut table = txn.open_table(MARKS)?;
+                table.insert(
+                    "indexed_below",
+                    marks.indexed_below.to_le_bytes().as_slice(),
+                )?;
+                table.insert("acknowledged", marks.acknowledged.encode().as_slice())?;
+            }
+        }
+        txn.commit()?;
+        let mut pending = self.pending();
+        for (sid, _, number) in batch {
+            // A newer row for the same object may have come while redb wrote: it stays in front.
+            if pending.newest.get(&sid).is_some_and(|(_, n)| *n == number) {
+                pending.newest.remove(&sid);
+            }
+        }
+        Ok(())
+    }
+
+    fn ripe(&self, durable_to: Position) -> Vec<(Sid, Row, u64)> {
+        let mut pending = self.pending();
+        let (ripe, wait): (VecDeque<_>, VecDeque<_>) = std::mem::take(&mut pending.order)
+            .into_iter()
+            .partition(|(_, row, _)| match row {
+                Row::Local(place) => place.cached || place.end() <= durable_to,
+                Row::Sent | Row::Gone => true,
+            });
+        pending.left = wait.len();
+        pending.order = wait;
+        ripe.into()
+    }
+
+    /// The marks of the last durable flush; none in a new or rebuilt file.
+    pub(super) fn marks(&self) -> Result<Marks, IndexError> {
+        let txn = self.database.begin_read()?;
+        let table = txn.open_table(MARKS)?;
+        let indexed = table
+            .get("indexed_below")?
+            .and_then(|v| v.value().try_into().ok().map(u64::from_le_bytes));
+        let acknowledged = table
+            .get("acknowledged")?
+            .and_then(|v| Position::decode(v.value()));
+        Ok(Marks {
+            indexed_below: indexed.unwrap_or(0),
+            acknowledged: acknowledged.unwrap_or_default(),
+        })
+    }
+
+    /// Replaces rows of an evicted pack: the object is still known to be on the server, only not here any more.
+    pub(super) fn forget_pack(
+        &self,
+        pack: u64,
+        sids: impl Iterator<Item = Sid>,
+    ) -> Result<(), IndexError> {
+        for sid in sids {
+            if let Some(Row::Local(Place { pack: p, .. })) = self.get(&sid)?
+                && p == pack
+            {
+                self.put(sid, Row::Sent);
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sid(n: u8) -> Sid {
+        Sid([n; 32])
+    }
+
+    fn local(pack: u64, offset: u64) -> Row {
+        Row::Local(Place {
+            pack,
+            offset,
+            len: 10,
+            cached: false,
+        })
+    }
+
+    #[test]
+    fn rows_wait_until_their_bytes_are_durable_and_marks_survive() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("state.redb");
+        {
+            let index = Index::open(&path).unwrap();
+            index.put(sid(1), local(1, 0));
+            index.put(sid(2), local(1, 100));
+            let marks = Marks {
+                indexed_below: 1,
+                acknowledged: Position { pack: 1, offset: 7 },
+            };
+            index
+                .flush(
+                    Position {
+                        pack: 1,
+                        offset: 10,
+                    },
+                    Some(marks),
+                )
+                .unwrap();
+            assert_eq!(
+                index.get(&sid(2)).unwrap(),
+                Some(local(1, 100)),
+                "a waiting row is visible"
+            );
+        }
+        let index = Index::open(&path).unwrap();
+        assert_eq!(index.get(&sid(1)).unwrap(), Some(local(1, 0)));
+        assert_eq!(
+            index.get(&sid(2)).unwrap(),
+            None,
+            "its bytes were not durable, so neither is the row"
+        );
+        assert_eq!(index.marks().unwrap().acknowledged.offset, 7);
+    }
+
+    #[test]
+    fn eviction_keeps_the_knowledge_that_the_server_has_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let index = Index::open(&dir.path().join("state.redb")).unwrap();
+        index.put(sid(1), local(1, 0));
+        index.put(sid(2), local(2, 0));
+        index
+            .forget_pack(1, [sid(1), sid(2), sid(3)].into_iter())
+            .unwrap();
+        assert_eq!(index.get(&sid(1)).unwrap(), Some(Row::Sent));
+        assert_eq!(
+            index.get(&sid(2)).unwrap(),
+            Some(local(2, 0)),
+            "a row of another pack is left alone"
+        );
+        assert_eq!(index.get(&sid(3)).unwrap(), None);
+    }
+
+    #[test]
+    fn a_broken_file_is_set_aside_and_begun_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("state.redb");
+        std::fs::write(&path, vec![7; 10_000]).unwrap();
+        let index = Index::open(&path).unwrap();
+        assert_eq!(index.marks().unwrap(), Marks::default());
+    }
+}

@@ -1,0 +1,334 @@
+//! Sealed objects on this machine: the outbox (not on the server yet), the cache (copies), and the index over both.
+//!
+//! Invariants: an object is appended at most once while it is known; the evictor cannot name the outbox; a row becomes
+//! durable only after its bytes. No plaintext passes through here. Called by the engine's workers, blobs, upload and
+//! checkpoint.
+
+mod cache;
+mod index;
+mod outbox;
+mod packfile;
+mod place;
+
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::Bytes;
+use sealdrive_proto::id::Sid;
+
+pub use self::cache::Cache;
+use self::cache::Evicted;
+pub use self::index::IndexError;
+use self::index::{Index, Marks};
+pub use self::outbox::{Outbox, Outgoing};
+use self::packfile::Read;
+pub use self::place::{Place, Position, Row};
+
+/// Why the local store could not do it.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The file system failed.
+    #[error("{0}: {1}")]
+    Io(&'static str, #[source] io::Error),
+    /// The index failed.
+    #[error(transparent)]
+    Index(#[from] IndexError),
+    /// An earlier write or fsync failed: nothing is written any more.
+    #[error("the local store has failed and is read-only")]
+    Failed,
+    /// An object that the server does not have fails its checksum.
+    #[error("an object not yet on the server is damaged")]
+    OutboxDamaged(Sid, Position),
+}
+
+/// Who hands out pack numbers, to outbox and cache alike, so that no number is ever used twice.
+pub struct PackNumbers(AtomicU64);
+
+impl PackNumbers {
+    fn take(&self) -> u64 {
+        self.0.fetch_add(1, Ordering::SeqCst)
+    }
+
+    /// Whether an open pack is so far behind that it should be closed: everything since it is scanned after a crash.
+    fn lags(&self, number: u64) -> bool {
+        self.0.load(Ordering::SeqCst) > number + 16
+    }
+}
+
+/// Where an object is known to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Known {
+    /// Here, and not certainly on the server.
+    Outbox,
+    /// Here, and on the server.
+    Cached,
+    /// On the server only.
+    Sent,
+}
+
+/// What a local read found.
+pub enum Local {
+    /// The object, and which store it came from.
+    Object(Bytes, Known),
+    /// Not here.
+    Absent,
+    /// Here in the outbox, and damaged: nobody else has it.
+    Lost,
+}
+
+/// The local objects of one drive.
+pub struct Store {
+    outbox: Outbox,
+    cache: Cache,
+    index: Index,
+    numbers: Arc<PackNumbers>,
+}
+
+impl Store {
+    /// Opens `outbox/`, `cache/` and `state.redb` under `dir`; scans what the index may not know.
+    pub fn open(dir: &Path, cache_budget: u64) -> Result<Self, StoreError> {
+        let (outbox_dir, cache_dir) = (dir.join("outbox"), dir.join("cache"));
+        for dir in [&outbox_dir, &cache_dir] {
+            std::fs::create_dir_all(dir)
+                .map_err(|e| StoreError::Io("creating a pack directory", e))?;
+        }
+        File::open(dir)
+            .and_then(|d| d.sync_all())
+            .map_err(|e| StoreError::Io("syncing the state directory", e))?;
+        let index = Index::open(&dir.join("state.redb"))?;
+        let marks = index.marks()?;
+        let in_outbox = packs_in(&outbox_dir)?;
+        let in_cache = packs_in(&cache_dir)?;
+        let last = in_outbox
+            .iter()
+            .chain(&in_cache)
+            .map(|(n, _)| *n)
+            .max()
+            .unwrap_or(0);
+        let next = (last + 1)
+            .max(marks.indexed_below)
+            .max(marks.acknowledged.pack + 1);
+        let numbers = Arc::new(PackNumbers(AtomicU64::new(next)));
+        let cached = open_cached(&in_cache, &index, marks.indexed_below)?;
+        let cache = Cache::open(&cache_dir, Arc::clone(&numbers), cache_budget, cached);
+        let (outbox, damaged) = Outbox::open(
+            &outbox_dir,
+            Arc::clone(&numbers),
+            marks.acknowledged,
+            &in_outbox,
+        )?;
+        for sid in damaged {
+            index.put(sid, Row::Gone);
+        }
+        for (sid, place) in outbox.places() {
+            index.put(sid, Row::Local(place));
+        }
+        let store = Self {
+            outbox,
+            cache,
+            index,
+            numbers,
+        };
+        store.save_index()?;
+        Ok(store)
+    }
+
+    /// Where the object is known to be, if anywhere.
+    pub fn known(&self, sid: &Sid) -> Result<Option<Known>, StoreError> {
+        Ok(match self.index.get(sid)? {
+            Some(Row::Local(place)) => match self.outbox.holds(&place) {
+                Some(true) => Some(Known::Outbox),
+                // The medium lost what it had reported durable: sealing it again heals it.
+                Some(false) => None,
+                None if self.cache.holds(place.pack) => Some(Known::Cached),
+                // Evicted, or a copy that a power cut took: the server had it before it could be in the cache.
+                None => Some(Known::Sent),
+            },
+            Some(Row::Sent) => Some(Known::Sent),
+            Some(Row::Gone) | None => None,
+        })
+    }
+
+    /// Appends a sealed object to the outbox, unless it is known already. Durable after `sync`.
+    pub fn put(&self, sid: Sid, object: &[u8]) -> Result<(), StoreError> {
+        if self.known(&sid)?.is_some() {
+            return Ok(());
+        }
+        let place = self.outbox.append(sid, object)?;
+        self.index.put(sid, Row::Local(place));
+        self.spill_index()
+    }
+
+    /// Keeps a copy of an object that was fetched, opened and verified.
+    pub fn put_copy(&self, sid: Sid, object: &[u8]) -> Result<(), StoreError> {
+        if matches!(self.known(&sid)?, Some(Known::Outbox | Known::Cached)) {
+            return Ok(());
+        }
+        let (place, evicted) = self.cache.append(sid, object)?;
+        self.index.put(sid, Row::Local(place));
+        self.forget(evicted)?;
+        self.spill_index()
+    }
+
+    /// Notes that the server has this object, verified by opening it, without keeping a copy.
+    pub fn note_sent(&self, sid: Sid) -> Result<(), StoreError> {
+        if self.known(&sid)?.is_none() {
+            self.index.put(sid, Row::Sent);
+        }
+        Ok(())
+    }
+
+    /// Reads an object from this machine. A damaged copy of what the server has counts as absent.
+    pub fn read(&self, sid: &Sid) -> Result<Local, StoreError> {
+        // A pack may move from outbox to cache between the two looks: look twice before believing that it is gone.
+        for _ in 0..2 {
+            let Some(Row::Local(place)) = self.index.get(sid)? else {
+                return Ok(Local::Absent);
+            };
+            match self.outbox.read(&place)? {
+                Some(Read::Object(object)) => return Ok(Local::Object(object, Known::Outbox)),
+                Some(Read::Damaged) => return Ok(Local::Lost),
+                None => {}
+            }
+            match self.cache.read(&place)? {
+                Some(Read::Object(object)) => return Ok(Local::Object(object, Known::Cached)),
+                Some(Read::Damaged) => {
+                    self.drop_copy(*sid);
+                    return Ok(Local::Absent);
+                }
+                None => {}
+            }
+        }
+        Ok(Local::Absent)
+    }
+
+    /// Forgets a copy that did not open: the server's is asked for next.
+    pub fn drop_copy(&self, sid: Sid) {
+        self.index.put(sid, Row::Sent);
+    }
+
+    /// Forgets that the server has an object: it answered that it does not.
+    pub fn drop_knowledge(&self, sid: Sid) {
+        self.index.put(sid, Row::Gone);
+    }
+
+    /// Makes everything in the outbox up to now durable.
+    pub fn sync(&self) -> Result<Position, StoreError> {
+        self.outbox.sync()
+    }
+
+    /// Makes the index durable as far as the packs are. Goes with a checkpoint.
+    pub fn save_index(&self) -> Result<(), StoreError> {
+        let synced = self.outbox.synced();
+        let next = self.numbers.0.load(Ordering::SeqCst);
+        // A pack that is open, or whose last rows still wait for an fsync, is scanned again after a crash.
+        let indexed_below = [
+            self.outbox.open_number(),
+            self.cache.open_number(),
+            Some(synced.pack),
+        ]
+        .into_iter()
+        .flatten()
+        .filter(|n| *n != 0)
+        .min()
+        .unwrap_or(next);
+        let acknowledged = self.outbox.acknowledged().min(synced);
+        self.index.flush(
+            synced,
+            Some(Marks {
+                indexed_below,
+                acknowledged,
+            }),
+        )?;
+        Ok(())
+    }
+
+    /// Moves what is acknowledged and covered by a durable commit up to `committed` into the cache.
+    pub fn retire(&self, committed: Position) -> Result<(), StoreError> {
+        for pack in self.outbox.retire(committed, self.cache.dir())? {
+            let evicted = self.cache.adopt(pack);
+            self.forget(evicted)?;
+        }
+        Ok(())
+    }
+
+    /// What awaits the server.
+    pub fn outbox(&self) -> &Outbox {
+        &self.outbox
+    }
+
+    /// The copies.
+    pub fn cache(&self) -> &Cache {
+        &self.cache
+    }
+
+    /// The end of what has been appended to the outbox.
+    pub fn end(&self) -> Position {
+        self.outbox.end()
+    }
+
+    fn forget(&self, evicted: Vec<Evicted>) -> Result<(), StoreError> {
+        for pack in evicted {
+            let sids = packfile::sids(&pack.file, pack.len)
+                .map_err(|e| StoreError::Io("reading an evicted pack", e))?;
+            self.index.forget_pack(pack.number, sids.into_iter())?;
+        }
+        Ok(())
+    }
+
+    fn spill_index(&self) -> Result<(), StoreError> {
+        if self.index.is_full() {
+            self.index.flush(self.outbox.synced(), None)?;
+        }
+        Ok(())
+    }
+}
+
+fn packs_in(dir: &Path) -> Result<Vec<(u64, PathBuf)>, StoreError> {
+    let broken = |e| StoreError::Io("listing packs", e);
+    let mut out = Vec::new();
+    for entry in std::fs::read_dir(dir).map_err(broken)? {
+        let path = entry.map_err(broken)?.path();
+        let number = path
+            .file_name()
+            .and_then(|n| n.to_str())
+            .and_then(|n| n.strip_suffix(".pack"));
+        if let Some(number) = number.and_then(|n| u64::from_str_radix(n, 16).ok()) {
+            out.push((number, path));
+        }
+    }
+    out.sort();
+    Ok(out)
+}
+
+fn open_cached(
+    found: &[(u64, PathBuf)],
+    index: &Index,
+    indexed_below: u64,
+) -> Result<Vec<(u64, File, u64)>, StoreError> {
+    let broken = |e| StoreError::Io("opening a cache pack", e);
+    let mut out = Vec::with_capacity(found.len());
+    for (number, path) in found {
+        if *number >= indexed_below {
+            let scan = packfile::recover(path).map_err(broken)?;
+            for entry in &scan.entries {
+                let place = Place {
+                    pack: *number,
+                    offset: entry.offset,
+                    len: entry.len,
+                    cached: true,
+                };
+                index.put(entry.sid, Row::Local(place));
+            }
+            out.push((*number, scan.file, scan.len));
+        } else {
+            let file = File::open(path).map_err(broken)?;
+            let len = file.metadata().map_err(broken)?.len();
+            out.push((*number, file, len));
+        }
+    }
+    Ok(out)
+}
