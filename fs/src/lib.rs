@@ -6,5 +6,7 @@ pub mod control;
 pub mod home;
 pub mod hygiene;
 pub mod limits;
+pub mod mount;
 pub mod remote;
 pub mod store;
+pub mod umount;

@@ -1,0 +1,244 @@
+//! Attaching and detaching: mount(2) as root, `fusermount3` otherwise, umount2(2), and the read-ahead of the mount.
+//!
+//! Invariant: the returned descriptor is a connected `/dev/fuse` whose INIT has not been answered yet; nobody but
+//! this file mounts or unmounts. Called by the mount wiring and the umount helper.
+
+use std::ffi::CString;
+use std::fs::{File, OpenOptions};
+use std::io::{self, IoSliceMut};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use rustix::io::{Errno, FdFlags};
+use rustix::mount::{MountFlags, UnmountFlags};
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketFlags, SocketType,
+    recvmsg, socketpair,
+};
+
+use super::options::MountOptions;
+
+/// Read-ahead of the mount, KiB: the longest read request our max_write admits (measured: 1 MiB requests instead of
+/// 128 KiB ones). Only root may set it.
+const READ_AHEAD_KIB: u32 = 1024;
+
+/// Why a mount could not be attached.
+#[derive(Debug, thiserror::Error)]
+pub enum AttachError {
+    /// The kernel has no FUSE.
+    #[error("/dev/fuse: {0} (is the fuse module loaded?)")]
+    NoDevice(#[source] io::Error),
+    /// The mount point is missing, not a directory or not ours to cover.
+    #[error("mount point: {0}")]
+    MountPoint(#[source] io::Error),
+    /// A Sealdrive mount is there already.
+    #[error("already mounted there")]
+    Busy,
+    /// mount(2) refused.
+    #[error("mount: {0}")]
+    Refused(#[source] io::Error),
+    /// `fusermount3` is missing or said no; its own words.
+    #[error("fusermount3: {0}")]
+    Fusermount(String),
+}
+
+/// Attaches a new mount: `source` is what the first column of the mount table will show.
+pub fn attach(
+    source: &str,
+    mountpoint: &Path,
+    options: &MountOptions,
+) -> Result<OwnedFd, AttachError> {
+    if rustix::process::geteuid().is_root() {
+        attach_as_root(source, mountpoint, options)
+    } else {
+        attach_by_fusermount(source, mountpoint, options)
+    }
+}
+
+/// mount(2) itself.
+fn attach_as_root(
+    source: &str,
+    mountpoint: &Path,
+    options: &MountOptions,
+) -> Result<OwnedFd, AttachError> {
+    let mode = mountpoint
+        .metadata()
+        .map_err(AttachError::MountPoint)?
+        .mode();
+    let device = open_device()?;
+    let mut data = format!(
+        "fd={},rootmode={:o},user_id={},group_id={},default_permissions",
+        device.as_raw_fd(),
+        mode & 0o170_000,
+        rustix::process::geteuid().as_raw(),
+        rustix::process::getegid().as_raw(),
+    );
+    if options.allow_other {
+        data.push_str(",allow_other");
+    }
+    // umount(8) looks for a helper by subtype.
+    data.push_str(",subtype=sealdrive");
+    let mut flags = MountFlags::empty();
+    for (on, flag) in [
+        (options.read_only, MountFlags::RDONLY),
+        (!options.suid, MountFlags::NOSUID),
+        (!options.dev, MountFlags::NODEV),
+        (options.noexec, MountFlags::NOEXEC),
+        (options.noatime, MountFlags::NOATIME),
+        (options.dirsync, MountFlags::DIRSYNC),
+        (options.sync, MountFlags::SYNCHRONOUS),
+    ] {
+        if on {
+            flags |= flag;
+        }
+    }
+    let data =
+        CString::new(data).map_err(|_| AttachError::Refused(io::ErrorKind::InvalidInput.into()))?;
+    rustix::mount::mount(source, mountpoint, "fuse", flags, data.as_c_str())
+        .map_err(|errno| AttachError::Refused(errno.into()))?;
+    Ok(device.into())
+}
+
+fn open_device() -> Result<File, AttachError> {
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/fuse")
+        .map_err(AttachError::NoDevice)
+}
+
+/// The set-uid helper mounts for us and hands the descriptor over a socket (fusermount3(1), `_FUSE_COMMFD`).
+fn attach_by_fusermount(
+    source: &str,
+    mountpoint: &Path,
+    options: &MountOptions,
+) -> Result<OwnedFd, AttachError> {
+    let failed = |error: io::Error| AttachError::Fusermount(error.to_string());
+    let (ours, theirs) = socketpair(
+        AddressFamily::UNIX,
+        SocketType::STREAM,
+        SocketFlags::CLOEXEC,
+        None,
+    )
+    .map_err(|errno| failed(errno.into()))?;
+    // The child must inherit its end; ours stays close-on-exec.
+    rustix::io::fcntl_setfd(&theirs, FdFlags::empty()).map_err(|errno| failed(errno.into()))?;
+    let mut words: Vec<String> = options.words().into_iter().map(str::to_owned).collect();
+    words.push("default_permissions".into());
+    words.push("subtype=sealdrive".into());
+    words.push(format!(
+        "fsname={}",
+        source.replace('\\', "\\\\").replace(',', "\\,")
+    ));
+    let output = Command::new("fusermount3")
+        .arg("-o")
+        .arg(words.join(","))
+        .arg("--")
+        .arg(mountpoint)
+        .env("_FUSE_COMMFD", theirs.as_raw_fd().to_string())
+        .stdin(Stdio::null())
+        .output()
+        .map_err(failed)?;
+    drop(theirs);
+    if !output.status.success() {
+        return Err(AttachError::Fusermount(
+            String::from_utf8_lossy(&output.stderr).trim().to_owned(),
+        ));
+    }
+    receive_descriptor(ours.as_fd()).map_err(failed)
+}
+
+fn receive_descriptor(socket: rustix::fd::BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let mut byte = [0u8; 1];
+    recvmsg(
+        socket,
+        &mut [IoSliceMut::new(&mut byte)],
+        &mut ancillary,
+        RecvFlags::CMSG_CLOEXEC,
+    )?;
+    ancillary
+        .drain()
+        .find_map(|message| match message {
+            RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),
+            _ => None,
+        })
+        .ok_or_else(|| io::Error::other("no descriptor came back"))
+}
+
+/// How to take a mount away.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Detach {
+    /// Refuse with EBUSY while anything is open below it, and then change nothing.
+    Now,
+    /// Take the name away at once; the file system ends when its last user leaves.
+    Lazily,
+}
+
+/// Takes the mount at `mountpoint` away.
+pub fn detach(mountpoint: &Path, how: Detach) -> io::Result<()> {
+    let flags = match how {
+        Detach::Now => UnmountFlags::NOFOLLOW,
+        Detach::Lazily => UnmountFlags::NOFOLLOW | UnmountFlags::DETACH,
+    };
+    match rustix::mount::unmount(mountpoint, flags) {
+        Ok(()) => Ok(()),
+        Err(Errno::PERM) if !rustix::process::geteuid().is_root() => {
+            detach_by_fusermount(mountpoint, how)
+        }
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+fn detach_by_fusermount(mountpoint: &Path, how: Detach) -> io::Result<()> {
+    let mut command = Command::new("fusermount3");
+    command.arg("-u");
+    if how == Detach::Lazily {
+        command.arg("-z");
+    }
+    let output = command
+        .arg("--")
+        .arg(mountpoint)
+        .stdin(Stdio::null())
+        .output()?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let words = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+    if words.contains("busy") {
+        Err(Errno::BUSY.into())
+    } else {
+        Err(io::Error::other(words))
+    }
+}
+
+/// Resolves the mount point, first clearing away a dead mount of ours ("Transport endpoint is not connected").
+pub fn prepare(mountpoint: &Path) -> Result<PathBuf, AttachError> {
+    let path = super::table::absolute(mountpoint).map_err(AttachError::MountPoint)?;
+    if let Some(row) = super::table::at(&path).map_err(AttachError::MountPoint)?
+        && row.fs_type == super::table::FS_TYPE
+    {
+        match path.metadata() {
+            Err(error) if error.raw_os_error() == Some(Errno::NOTCONN.raw_os_error()) => {
+                detach(&path, Detach::Lazily).map_err(AttachError::MountPoint)?;
+            }
+            _ => return Err(AttachError::Busy),
+        }
+    }
+    let path = path.canonicalize().map_err(AttachError::MountPoint)?;
+    if !path.is_dir() {
+        return Err(AttachError::MountPoint(io::ErrorKind::NotADirectory.into()));
+    }
+    Ok(path)
+}
+
+/// Sets the mount's read-ahead. Best effort: without it reads are merely shorter.
+pub fn set_read_ahead(device: &str) -> io::Result<()> {
+    std::fs::write(
+        format!("/sys/class/bdi/{device}/read_ahead_kb"),
+        READ_AHEAD_KIB.to_string(),
+    )
+}

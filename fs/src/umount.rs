@@ -1,0 +1,322 @@
+//! `umount` that waits: takes the mount away, then waits until its daemon has sent everything to the server.
+//! Called by `sealdrive umount` and, through `/sbin/umount.fuse.sealdrive`, by the plain umount(8).
+//!
+//! Invariant: the busy check comes first and changes nothing; after it the mount is gone whatever happens, and the
+//! only open question is how much the server still lacks, which the result answers.
+
+use std::ffi::OsString;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+
+use crate::mount::attach::{Detach, detach};
+use crate::mount::record::{Phase, Record};
+use crate::mount::{record, table, utab::Utab};
+
+/// How often progress is looked at while waiting.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+
+/// What is asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Request {
+    /// The mount point.
+    pub mountpoint: PathBuf,
+    /// Detach at once even if busy (`umount -l`); then there is nothing to wait for yet.
+    pub lazy: bool,
+    /// How long to wait for the server. `None`: as long as it takes, `Some(0)`: not at all.
+    pub wait: Option<Duration>,
+    /// Say nothing on success.
+    pub quiet: bool,
+}
+
+/// How it went, once the mount is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The server has everything.
+    Drained,
+    /// The mount is gone, the server still lacks this many bytes; they are safe on this machine.
+    Pending {
+        /// Bytes not yet acknowledged.
+        bytes: u64,
+    },
+    /// The name is gone. There is nothing to wait for: the drive is still in use elsewhere (lazy, or bound to a second
+    /// place), or its daemon is dead or another user's.
+    Unknown,
+}
+
+impl Outcome {
+    /// Exit code of the command: 0 done, 23 data not yet on the server.
+    pub fn exit_code(self) -> u8 {
+        match self {
+            Self::Drained | Self::Unknown => 0,
+            Self::Pending { .. } => 23,
+        }
+    }
+}
+
+/// Why nothing was changed.
+#[derive(Debug, thiserror::Error)]
+pub enum UmountError {
+    /// No Sealdrive mount at that place.
+    #[error("{0}: not a mounted drive")]
+    NotMounted(PathBuf),
+    /// Files below it are open.
+    #[error("{0}: target is busy")]
+    Busy(PathBuf),
+    /// The kernel, or the mount table, said something else.
+    #[error("{path}: {error}")]
+    Refused {
+        /// The mount point.
+        path: PathBuf,
+        /// What it said.
+        #[source]
+        error: io::Error,
+    },
+    /// The helper's arguments were not understood.
+    #[error("usage: umount.fuse.sealdrive MOUNTPOINT [-flnrv]")]
+    Usage,
+}
+
+impl UmountError {
+    /// Exit code of the command (16: not mounted, 2: usage, 1: anything else).
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::NotMounted(_) => 16,
+            Self::Usage => 2,
+            Self::Busy(_) | Self::Refused { .. } => 1,
+        }
+    }
+}
+
+impl Request {
+    /// Parses what umount(8) passes to its helper: `MOUNTPOINT [-flnrv] [-t TYPE] [-N NS]`.
+    pub fn from_helper(args: impl IntoIterator<Item = OsString>) -> Result<Self, UmountError> {
+        let mut request = Self {
+            mountpoint: PathBuf::new(),
+            lazy: false,
+            wait: None,
+            quiet: false,
+        };
+        let mut args = args.into_iter();
+        while let Some(arg) = args.next() {
+            match arg.to_str() {
+                Some("-t" | "-N") => drop(args.next().ok_or(UmountError::Usage)?),
+                Some(flags) if flags.len() > 1 && flags.starts_with('-') => {
+                    for flag in flags.chars().skip(1) {
+                        match flag {
+                            'l' => request.lazy = true,
+                            'f' | 'n' | 'r' | 'v' => {}
+                            _ => return Err(UmountError::Usage),
+                        }
+                    }
+                }
+                _ if request.mountpoint.as_os_str().is_empty() => request.mountpoint = arg.into(),
+                _ => return Err(UmountError::Usage),
+            }
+        }
+        if request.mountpoint.as_os_str().is_empty() {
+            Err(UmountError::Usage)
+        } else {
+            Ok(request)
+        }
+    }
+}
+
+/// Unmounts and waits. `progress` is told the bytes still to go, a few times a second.
+pub fn umount(request: &Request, progress: &mut dyn FnMut(u64)) -> Result<Outcome, UmountError> {
+    let refused = |error| UmountError::Refused {
+        path: request.mountpoint.clone(),
+        error,
+    };
+    let path = table::absolute(&request.mountpoint).map_err(refused)?;
+    let row = table::at(&path)
+        .map_err(refused)?
+        .filter(|row| row.fs_type == table::FS_TYPE)
+        .ok_or_else(|| UmountError::NotMounted(path.clone()))?;
+    let directory = record::directory();
+    let daemon = Record::read(&directory, &row.device)
+        .ok()
+        .flatten()
+        .and_then(Daemon::hold);
+
+    let how = if request.lazy {
+        Detach::Lazily
+    } else {
+        Detach::Now
+    };
+    detach(&path, how).map_err(|error| match error.raw_os_error() {
+        Some(code) if code == rustix::io::Errno::BUSY.raw_os_error() => {
+            UmountError::Busy(path.clone())
+        }
+        _ => refused(error),
+    })?;
+    if rustix::process::geteuid().is_root() {
+        // The daemon removes the row as well; a dead one cannot. A row too many only makes umount(8) slower.
+        let _ = Utab::system().remove(&path);
+    }
+    match daemon {
+        // Another mount of the same drive (a bind mount, a lazy detach with open files) keeps the daemon serving.
+        Some(daemon) if !request.lazy && !still_mounted(&row.device) => {
+            Ok(daemon.wait(&directory, request.wait, progress))
+        }
+        // Also a dead daemon, or one of another user.
+        Some(_) | None => Ok(Outcome::Unknown),
+    }
+}
+
+fn still_mounted(device: &str) -> bool {
+    table::rows().is_ok_and(|rows| rows.iter().any(|row| row.device == device))
+}
+
+/// A live daemon, held by descriptor so that its process id cannot come to mean another process.
+struct Daemon {
+    record: Record,
+    process: rustix::fd::OwnedFd,
+}
+
+impl Daemon {
+    fn hold(record: Record) -> Option<Self> {
+        let pid = Pid::from_raw(i32::try_from(record.pid).ok()?)?;
+        let process = pidfd_open(pid, PidfdFlags::empty()).ok()?;
+        Some(Self { record, process })
+    }
+
+    fn wait(
+        mut self,
+        directory: &Path,
+        limit: Option<Duration>,
+        progress: &mut dyn FnMut(u64),
+    ) -> Outcome {
+        let end = limit.map(|limit| Instant::now() + limit);
+        loop {
+            // Read before asking whether it has gone: its last word is written before it goes.
+            let gone = self.gone_within(LOOK_EVERY.min(left(end)));
+            if let Ok(Some(record)) = Record::read(directory, &self.record.device)
+                && record.pid == self.record.pid
+            {
+                self.record = record;
+            }
+            if gone
+                || matches!(
+                    self.record.phase,
+                    Phase::Drained | Phase::Pending | Phase::Failed
+                )
+            {
+                return self.last_word(directory);
+            }
+            progress(self.record.pending_bytes);
+            if left(end).is_zero() {
+                return Outcome::Pending {
+                    bytes: self.record.pending_bytes,
+                };
+            }
+        }
+    }
+
+    fn last_word(&self, directory: &Path) -> Outcome {
+        self.record.remove(directory);
+        match self.record.phase {
+            Phase::Drained => Outcome::Drained,
+            // Died without a last word: what it had is in its journal, how much the server lacks is not known.
+            Phase::Mounted | Phase::Draining | Phase::Pending | Phase::Failed => Outcome::Pending {
+                bytes: self.record.pending_bytes,
+            },
+        }
+    }
+
+    fn gone_within(&self, time: Duration) -> bool {
+        let timeout = Timespec {
+            tv_sec: 0,
+            tv_nsec: i64::from(time.subsec_nanos()),
+        };
+        let mut fds = [PollFd::new(&self.process, PollFlags::IN)];
+        matches!(poll(&mut fds, Some(&timeout)), Ok(1..))
+    }
+}
+
+fn left(end: Option<Instant>) -> Duration {
+    end.map_or(LOOK_EVERY, |end| {
+        end.saturating_duration_since(Instant::now())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_helper_arguments_are_those_of_umount() {
+        let parse = |words: &[&str]| Request::from_helper(words.iter().map(OsString::from));
+        let request = parse(&["/mnt/a", "-l", "-v"]).unwrap();
+        assert!(request.lazy);
+        assert_eq!(request.mountpoint, Path::new("/mnt/a"));
+        assert!(!parse(&["/mnt/a", "-t", "fuse.sealdrive"]).unwrap().lazy);
+        assert!(matches!(parse(&[]), Err(UmountError::Usage)));
+        assert!(matches!(parse(&["/a", "/b"]), Err(UmountError::Usage)));
+        assert!(matches!(parse(&["/a", "-q"]), Err(UmountError::Usage)));
+    }
+
+    #[test]
+    fn what_is_not_ours_is_refused_untouched() {
+        let request = Request {
+            mountpoint: "/proc".into(),
+            lazy: true,
+            wait: None,
+            quiet: true,
+        };
+        let error = umount(&request, &mut |_| {}).unwrap_err();
+        assert!(matches!(error, UmountError::NotMounted(_)), "{error}");
+        assert_eq!(error.exit_code(), 16);
+        assert!(Path::new("/proc/self").exists());
+    }
+
+    /// A daemon that dies while draining leaves data on this machine only: that must be said, not swallowed.
+    #[test]
+    fn a_daemon_that_dies_without_a_last_word_counts_as_pending() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut child = std::process::Command::new("sleep")
+            .arg("0.3")
+            .spawn()
+            .unwrap();
+        let record = Record {
+            pid: child.id(),
+            device: "0:9999".into(),
+            mountpoint: "/x".into(),
+            phase: Phase::Draining,
+            pending_bytes: 5,
+        };
+        record.write(dir.path()).unwrap();
+        let daemon = Daemon::hold(record).unwrap();
+        let mut seen = 0;
+        let outcome = daemon.wait(dir.path(), None, &mut |bytes| seen = bytes);
+        child.wait().unwrap();
+        assert_eq!((outcome, seen), (Outcome::Pending { bytes: 5 }, 5));
+        assert_eq!(outcome.exit_code(), 23);
+    }
+
+    #[test]
+    fn waiting_ends_at_its_limit_and_at_the_last_word() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut record = Record {
+            pid: std::process::id(),
+            device: "0:9998".into(),
+            mountpoint: "/x".into(),
+            phase: Phase::Draining,
+            pending_bytes: 3,
+        };
+        record.write(dir.path()).unwrap();
+        let daemon = Daemon::hold(record.clone()).unwrap();
+        assert_eq!(
+            daemon.wait(dir.path(), Some(Duration::ZERO), &mut |_| {}),
+            Outcome::Pending { bytes: 3 }
+        );
+        record.phase = Phase::Drained;
+        record.write(dir.path()).unwrap();
+        let daemon = Daemon::hold(record).unwrap();
+        assert_eq!(daemon.wait(dir.path(), None, &mut |_| {}), Outcome::Drained);
+        assert_eq!(Record::read(dir.path(), "0:9998").unwrap(), None);
+    }
+}
