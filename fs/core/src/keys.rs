@@ -88,25 +88,23 @@ impl DomainSecrets {
             .epoch
     }
 
-    /// What a create-domain or rotate link publishes of the newest roots, so that every member can check that all got the same.
-    pub fn commitment(&self, domain: &DomainId) -> [u8; 32] {
+    /// What a genesis or rotate link publishes of the newest roots, so that every member can check that all got the same:
+    /// `derive_key("… domain commitment", R_in ‖ R_out ‖ K_id ‖ K_cdc ‖ epoch u32)`. It hides them (they are random) and binds
+    /// them. Without the domain id, which hashes the link that carries this.
+    pub fn commitment(&self) -> [u8; 32] {
         let roots = self
             .epochs
             .last()
             .expect("a domain has an epoch from its birth");
-        let key = derive_key(
-            "sealdrive 2026 v1 domain commitment",
-            &[
-                roots.r_in.expose(),
-                roots.r_out.expose(),
-                self.k_id.expose(),
-                self.k_cdc.expose(),
-            ],
-        );
-        keyed_hash(
-            key.expose(),
-            &[domain.as_bytes(), &roots.epoch.0.to_le_bytes()],
-        )
+        let epoch = roots.epoch.0.to_le_bytes();
+        let material = [
+            roots.r_in.expose(),
+            roots.r_out.expose(),
+            self.k_id.expose(),
+            self.k_cdc.expose(),
+            &epoch[..],
+        ];
+        *derive_key("sealdrive 2026 v1 domain commitment", &material).expose()
     }
 
     /// `1 ‖ K_id32 ‖ K_cdc32 ‖ count u32 ‖ count × (epoch u32 ‖ R_in32 ‖ R_out32)`, epochs rising.
@@ -419,9 +417,28 @@ mod tests {
             a.sid(Kind::Data, &Reference { variant: 1, ..r })
         );
         assert_ne!(a.small_digest(b"x"), *a.cid(Kind::Data, b"x").as_bytes());
+    }
+
+    #[test]
+    fn the_commitment_binds_every_secret_and_the_epoch() {
+        let base = secrets().commitment();
+        for i in [0, 32, 64, 96] {
+            let mut entropy: [u8; 128] = std::array::from_fn(|i| i as u8);
+            entropy[i] ^= 1;
+            assert_ne!(
+                DomainSecrets::from_entropy(&entropy).commitment(),
+                base,
+                "byte {i}"
+            );
+        }
+        let mut rotated = secrets();
+        rotated
+            .rotate(&std::array::from_fn(|i| 64 + i as u8))
+            .expect("second epoch");
         assert_ne!(
-            secrets().commitment(&a.domain()),
-            secrets().commitment(&b.domain())
+            rotated.commitment(),
+            base,
+            "the same roots in another epoch"
         );
     }
 }

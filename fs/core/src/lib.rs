@@ -2,12 +2,17 @@
 //! Time, randomness and identity come in as arguments. Called by the client shell (`sealdrive`) and the tests only.
 
 pub mod chunk;
+pub mod key_box;
 pub mod keys;
+pub mod kit;
+pub mod local;
 pub mod node;
 pub mod overlay;
+pub mod passphrase;
 pub mod record;
 pub mod reference;
 pub mod seal;
 pub mod secret;
+pub mod slot;
 pub mod tree;
 pub mod view;

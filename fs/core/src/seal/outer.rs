@@ -64,14 +64,22 @@ impl OuterKey {
     }
 }
 
-fn lock(key: &[u8; 32], nonce: &[u8; NONCE_LEN], aad: &[u8], text: &mut [u8]) -> [u8; TAG_LEN] {
+/// XChaCha20-Poly1305 in place; returns the tag. For messages whose key is never anyone else's choice (local records):
+/// everything that travels goes through [`OuterKey`].
+pub(crate) fn lock(
+    key: &[u8; 32],
+    nonce: &[u8; NONCE_LEN],
+    aad: &[u8],
+    text: &mut [u8],
+) -> [u8; TAG_LEN] {
     let cipher = XChaCha20Poly1305::new(key.into());
     let tag = cipher.encrypt_inout_detached(nonce.into(), aad, text.into());
     tag.expect("a message is far below the cipher's limit of 256 GiB")
         .into()
 }
 
-fn unlock(
+/// Opposite of [`lock`]. On refusal the buffer is wiped.
+pub(crate) fn unlock(
     key: &[u8; 32],
     nonce: &[u8; NONCE_LEN],
     aad: &[u8],
