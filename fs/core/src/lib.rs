@@ -6,6 +6,7 @@ pub mod key_box;
 pub mod keys;
 pub mod kit;
 pub mod local;
+pub mod merge;
 pub mod node;
 pub mod overlay;
 pub mod passphrase;

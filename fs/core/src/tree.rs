@@ -7,7 +7,7 @@
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use crate::node::{Node, entry_len};
+use crate::node::Node;
 use crate::record::{Key, KeyRange, Value};
 use crate::reference::Reference;
 
@@ -130,11 +130,6 @@ impl<'n> Cursor<'n> {
         }
     }
 
-    /// Index within the node.
-    pub(crate) fn index(&self) -> usize {
-        self.path[self.path.len() - 1].1
-    }
-
     /// The entry stood on.
     pub(crate) fn entry(&self) -> Option<(&[u8], &[u8])> {
         let (node, index) = &self.path[self.path.len() - 1];
@@ -187,12 +182,6 @@ impl<'n> Cursor<'n> {
         self.path[..self.path.len() - 1]
             .iter()
             .all(|(node, index)| index + 1 >= node.len())
-    }
-
-    /// Length of the encoded entry stood on.
-    pub(crate) fn entry_len(&self) -> usize {
-        self.entry()
-            .map_or(0, |(key, value)| entry_len(self.node().level(), key, value))
     }
 
     fn step(
