@@ -88,7 +88,7 @@ pub fn set_mtime(path: &Path, seconds: i64, nanoseconds: i64) -> io::Result<()> 
     Ok(utimensat(CWD, path, &both, AtFlags::SYMLINK_NOFOLLOW)?)
 }
 
-/// The odd corners: sizes at every limit, holes, links, names of any bytes, xattrs, modes, times, owners, special files.
+/// The odd corners: sizes at every limit, holes, links, names of any bytes, xattrs, modes, times, owners.
 pub fn odd_tree(root: &Path, seed: u64) -> io::Result<()> {
     fs::create_dir_all(root)?;
     sizes(&root.join("sizes"), seed)?;
