@@ -2,6 +2,7 @@
 //! Time, randomness and identity come in as arguments. Called by the client shell (`sealdrive`) and the tests only.
 
 pub mod chunk;
+pub mod extent;
 pub mod key_box;
 pub mod keys;
 pub mod kit;

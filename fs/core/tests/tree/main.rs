@@ -8,6 +8,8 @@
 )]
 
 mod decoding;
+mod extents;
 mod merging;
 mod reading;
+mod records;
 mod world;
