@@ -4,9 +4,16 @@
 //! Callers: the pure core, the client shell and the server. The generated gRPC code stands behind feature `rpc`.
 
 pub mod bucket;
+pub mod commit;
+pub mod connect;
+pub mod fields;
 pub mod header;
 pub mod id;
 pub mod limits;
+pub mod link;
+pub mod transcript;
+
+pub use ed25519_dalek::{SigningKey, VerifyingKey};
 
 /// Generated from `sealdrive/v1/sealdrive.proto`.
 #[cfg(feature = "rpc")]

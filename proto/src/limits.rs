@@ -28,8 +28,16 @@ pub const MAX_FETCH: usize = 1024;
 pub const MAX_COMMITS: usize = 256;
 /// Most links in one GetChain answer.
 pub const MAX_LINKS: usize = 1000;
-/// Longest signed link, bytes.
-pub const MAX_LINK: usize = 4096;
+/// Longest sealed label in a link, bytes: one label object of the smallest bucket is 4,276.
+pub const MAX_LABEL: usize = 4608;
+/// Longest signed link, bytes: a label, a box key and the fixed fields, or the heads of all drives.
+pub const MAX_LINK: usize = 16 << 10;
+/// Most heads a revocation names, and so most drives of an account: they must fit into one link.
+pub const MAX_REVOKED_HEADS: usize = 200;
+/// Most devices an account's chain may ever name.
+pub const MAX_DEVICES: usize = 1024;
+/// Most drives of an account.
+pub const MAX_DRIVES: usize = MAX_REVOKED_HEADS;
 /// Longest login slot, bytes.
 pub const MAX_SLOT: usize = 1024;
 /// Longest key box, bytes.
