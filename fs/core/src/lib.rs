@@ -3,6 +3,7 @@
 
 pub mod chunk;
 pub mod extent;
+pub mod journal;
 pub mod key_box;
 pub mod keys;
 pub mod kit;

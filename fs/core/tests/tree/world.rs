@@ -240,7 +240,6 @@ pub(crate) fn apply_to_model(model: &mut Model, edits: &[Edit]) {
 }
 
 /// Only what was fetched is there.
-
 pub(crate) struct Fetched<'s> {
     pub(crate) store: &'s Store,
     pub(crate) here: RefCell<HashSet<Reference>>,
