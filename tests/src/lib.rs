@@ -5,8 +5,10 @@
 // A harness that cannot go on says where it stands, which is what `unwrap` does.
 #![allow(clippy::unwrap_used)]
 
+pub mod bench;
 pub mod canary;
 pub mod compare;
 pub mod made;
 pub mod proxy;
 pub mod tidy;
+pub mod world;

@@ -1,0 +1,205 @@
+//! A client machine: a home directory, a mount point, and the `sealdrive` command run in that home.
+//!
+//! Invariant: nothing of the real user's environment is used; two machines share no local state.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use serde_json::Value;
+
+use super::{Daemon, Finished, PASSPHRASE, PATIENCE, program, run, wait_for};
+
+/// A machine. Its home may be deleted under it; that is what some suites are for.
+pub struct Machine {
+    root: PathBuf,
+}
+
+impl Machine {
+    /// A machine with an empty home below `root`.
+    pub fn new(root: &Path) -> Self {
+        for name in ["home", "runtime", "drive"] {
+            std::fs::create_dir_all(root.join(name)).unwrap();
+        }
+        // The passphrase file stands outside the home: the canary search covers the home.
+        std::fs::write(root.join("passphrase"), PASSPHRASE).unwrap();
+        Self {
+            root: root.to_owned(),
+        }
+    }
+
+    /// Where the product keeps keys, journal, outbox and cache.
+    pub fn home(&self) -> PathBuf {
+        self.root.join("home")
+    }
+
+    /// Where the drive is mounted.
+    pub fn mountpoint(&self) -> PathBuf {
+        self.root.join("drive")
+    }
+
+    /// The recovery kit that `init` wrote.
+    pub fn kit(&self) -> PathBuf {
+        self.root.join("kit.txt")
+    }
+
+    /// The `sealdrive` command in this home.
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(program("sealdrive"));
+        command
+            .args(arguments)
+            .env_clear()
+            .env("PATH", std::env::var_os("PATH").unwrap_or_default())
+            .env("HOME", self.root.join("user"))
+            .env("XDG_RUNTIME_DIR", self.root.join("runtime"))
+            .env("SEALDRIVE_HOME", self.home())
+            .env("SEALDRIVE_PASSWORD_FILE", self.root.join("passphrase"))
+            .env("RUST_BACKTRACE", "1");
+        for passed in ["SEALDRIVE_LOG", "LD_PRELOAD"] {
+            if let Some(value) = std::env::var_os(passed) {
+                command.env(passed, value);
+            }
+        }
+        command
+    }
+
+    /// Runs a command in this home to its end.
+    #[track_caller]
+    pub fn run(&self, arguments: &[&str]) -> Finished {
+        run(&mut self.command(arguments), PATIENCE)
+    }
+
+    /// Creates account and drive, keeping the recovery kit.
+    #[track_caller]
+    pub fn init(&self, connect: &str) {
+        let kit = self.kit();
+        self.run(&["init", "--server", connect, "--kit", kit.to_str().unwrap()])
+            .ok();
+    }
+
+    /// Joins this machine to an account with nothing but its kit and the address.
+    #[track_caller]
+    pub fn recover(&self, kit: &Path, connect: &str) {
+        self.run(&[
+            "recover",
+            "--server",
+            connect,
+            "--kit",
+            kit.to_str().unwrap(),
+        ])
+        .ok();
+    }
+
+    /// Mounts in the foreground of a process of its own and waits until the drive answers.
+    #[track_caller]
+    pub fn mount(&self) -> Mounted {
+        self.mount_with(&[])
+    }
+
+    /// As `mount`, with further arguments.
+    #[track_caller]
+    pub fn mount_with(&self, arguments: &[&str]) -> Mounted {
+        let point = self.mountpoint();
+        let mut all = vec!["mount", "--foreground", point.to_str().unwrap()];
+        all.extend(arguments);
+        let mut daemon = Daemon::start(&mut self.command(&all), &self.root.join("mount.log"));
+        wait_for("the drive is mounted", PATIENCE, || {
+            if let Some(code) = daemon.ended() {
+                panic!("mount ended with {code}:\n{}", daemon.said());
+            }
+            is_mounted(&point).then_some(())
+        });
+        Mounted { point, daemon }
+    }
+
+    /// The drive's status as the JSON that programs read.
+    #[track_caller]
+    pub fn status(&self) -> Value {
+        let point = self.mountpoint();
+        let said = self
+            .run(&["status", "--json", point.to_str().unwrap()])
+            .ok()
+            .stdout;
+        serde_json::from_str(&said).unwrap_or_else(|error| panic!("{error} in {said}"))
+    }
+
+    /// Waits until everything is on the server.
+    #[track_caller]
+    pub fn sync(&self) -> Finished {
+        let point = self.mountpoint();
+        run(
+            &mut self.command(&["sync", point.to_str().unwrap()]),
+            Duration::from_secs(1800),
+        )
+        .ok()
+    }
+
+    /// Unmounts, waiting until everything is on the server.
+    #[track_caller]
+    pub fn umount(&self, mounted: Mounted) {
+        let point = self.mountpoint();
+        run(
+            &mut self.command(&["umount", point.to_str().unwrap()]),
+            Duration::from_secs(1800),
+        )
+        .ok();
+        let mut mounted = mounted;
+        wait_for("the daemon ends after umount", PATIENCE, || {
+            mounted.daemon.ended()
+        });
+        assert!(!is_mounted(&point));
+    }
+}
+
+/// A mounted drive and its daemon; detached and killed when dropped.
+pub struct Mounted {
+    point: PathBuf,
+    /// The process that serves the mount.
+    pub daemon: Daemon,
+}
+
+impl Mounted {
+    /// Where it is mounted.
+    pub fn path(&self) -> &Path {
+        &self.point
+    }
+
+    /// `kill -9` of the daemon, and the dead mount taken away, as after a crash of the machine.
+    pub fn kill(mut self) {
+        self.daemon.kill();
+        detach(&self.point);
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        self.daemon.kill();
+        detach(&self.point);
+    }
+}
+
+/// Is something mounted here, and does it answer?
+pub(super) fn is_mounted(point: &Path) -> bool {
+    let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let wanted = point.to_str().unwrap();
+    table
+        .lines()
+        .any(|line| line.split(' ').nth(4) == Some(wanted))
+        && std::fs::metadata(point).is_ok()
+}
+
+/// Takes a mount away, busy or dead; none there is fine.
+fn detach(point: &Path) {
+    let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let wanted = point.to_str().unwrap();
+    for _ in table
+        .lines()
+        .filter(|line| line.split(' ').nth(4) == Some(wanted))
+    {
+        if rustix::process::geteuid().is_root() {
+            let _ = rustix::mount::unmount(point, rustix::mount::UnmountFlags::DETACH);
+        } else {
+            drop(Command::new("fusermount3").arg("-uz").arg(point).output());
+        }
+    }
+}
