@@ -105,6 +105,10 @@ impl Subject {
     pub fn sync_local(&self) {
         let root = std::fs::File::open(self.root()).unwrap();
         rustix::fs::syncfs(&root).unwrap();
+        // The kernel does not tell a FUSE daemon of syncfs; what gocryptfs wrote lies in the file system below.
+        if let Self::Gocryptfs { cipher, .. } = self {
+            rustix::fs::syncfs(std::fs::File::open(cipher).unwrap()).unwrap();
+        }
     }
 
     /// Makes everything written survive the loss of what can be lost: for ours, of this machine.
