@@ -2,6 +2,7 @@
 //! Time, randomness and identity come in as arguments. Called by the client shell (`sealdrive`) and the tests only.
 
 pub mod chunk;
+pub mod commit_body;
 pub mod extent;
 pub mod journal;
 pub mod key_box;

@@ -5,8 +5,11 @@
 //! Called by the object seal and by the slot, key box and local records.
 
 use crate::secret::Secret;
-use aes_siv::KeyInit;
-use aes_siv::siv::Aes256Siv;
+use aes::cipher::consts::U16;
+use aes::cipher::{BlockCipherEncrypt, BlockSizeUser, KeyInit, KeySizeUser};
+use aes_siv::siv::{Aes256Siv, Siv};
+use cmac::Mac;
+use cmac::digest::FixedOutputReset;
 use sealdrive_proto::header::TAG_LEN;
 use zeroize::Zeroize;
 
@@ -31,12 +34,11 @@ impl InnerData<'_> {
 
 /// Seals in place. `room` is `TAG_LEN` spare bytes, then the plaintext; afterwards `V ‖ C` (RFC 5297 §2.6).
 pub(crate) fn lock(key: &Secret<64>, data: InnerData<'_>, room: &mut [u8]) {
-    let (tag, text) = room.split_at_mut(TAG_LEN);
-    let mut siv = Aes256Siv::new(key.expose().into());
-    let v = siv
-        .encrypt_inout_detached(data.vector(), text.into())
-        .expect("fewer than 127 components");
-    tag.copy_from_slice(&v);
+    siv_encrypt(
+        &mut Aes256Siv::new(key.expose().into()),
+        data.vector(),
+        room,
+    );
 }
 
 /// Opens in place and returns the plaintext within `sealed`. On refusal the buffer is wiped (RFC 5297 §2.7).
@@ -45,11 +47,43 @@ pub(crate) fn unlock<'b>(
     data: InnerData<'_>,
     sealed: &'b mut [u8],
 ) -> Result<&'b mut [u8], InnerRefused> {
-    let Some((tag, text)) = sealed.split_first_chunk_mut::<TAG_LEN>() else {
-        return Err(InnerRefused);
-    };
-    let mut siv = Aes256Siv::new(key.expose().into());
-    match siv.decrypt_inout_detached(data.vector(), (&mut *text).into(), &(*tag).into()) {
+    siv_decrypt(
+        &mut Aes256Siv::new(key.expose().into()),
+        data.vector(),
+        sealed,
+    )
+}
+
+// Generic over the cipher only so that the RFC's own vectors, which are for AES-128, run through the code that is used.
+
+pub(super) fn siv_encrypt<'a, C, M>(
+    siv: &mut Siv<C, M>,
+    vector: impl Iterator<Item = &'a [u8]>,
+    room: &mut [u8],
+) where
+    C: BlockSizeUser<BlockSize = U16> + BlockCipherEncrypt + KeyInit + KeySizeUser,
+    M: Mac<OutputSize = U16> + FixedOutputReset + KeyInit,
+{
+    let (tag, text) = room.split_at_mut(TAG_LEN);
+    let v = siv
+        .encrypt_inout_detached(vector, text.into())
+        .expect("fewer than 127 components");
+    tag.copy_from_slice(&v);
+}
+
+pub(super) fn siv_decrypt<'a, 'b, C, M>(
+    siv: &mut Siv<C, M>,
+    vector: impl Iterator<Item = &'a [u8]>,
+    sealed: &'b mut [u8],
+) -> Result<&'b mut [u8], InnerRefused>
+where
+    C: BlockSizeUser<BlockSize = U16> + BlockCipherEncrypt + KeyInit + KeySizeUser,
+    M: Mac<OutputSize = U16> + FixedOutputReset + KeyInit,
+{
+    let (tag, text) = sealed
+        .split_first_chunk_mut::<TAG_LEN>()
+        .ok_or(InnerRefused)?;
+    match siv.decrypt_inout_detached(vector, (&mut *text).into(), &(*tag).into()) {
         Ok(()) => Ok(text),
         Err(_) => {
             text.zeroize();

@@ -343,3 +343,5 @@ fn nonce(epoch: &EpochKeys, kind: Kind, before: &[u8], sealed: &[u8]) -> [u8; NO
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod vectors;
