@@ -149,6 +149,21 @@ impl Home {
         Ok(HomeLock(file))
     }
 
+    /// Waits for and takes the lock of the call numbers, which several mounts of one device share.
+    pub fn lock_numbers(&self) -> Result<HomeLock, HomeError> {
+        self.private_dir(&self.dir)?;
+        let path = self.dir.join("call-numbers.lock");
+        let file = open_private(
+            &path,
+            OpenOptions::new().create(true).truncate(false).write(true),
+        )?;
+        flock(&file, FlockOperation::LockExclusive).map_err(|errno| HomeError::Io {
+            path,
+            source: errno.into(),
+        })?;
+        Ok(HomeLock(file))
+    }
+
     /// The profile of the account that lives here.
     pub fn profile(&self) -> Result<Profile, HomeError> {
         let path = self.dir.join(PROFILE);

@@ -1,12 +1,15 @@
 //! The client: a mounted drive, its local store and journal, and the command line.
 
+pub mod account;
 pub mod cli;
 pub mod clock;
 pub mod control;
 pub mod home;
 pub mod hygiene;
+pub mod keystore;
 pub mod limits;
 pub mod mount;
 pub mod remote;
 pub mod store;
 pub mod umount;
+pub mod unlock;

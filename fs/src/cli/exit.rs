@@ -8,8 +8,16 @@ use std::io::ErrorKind;
 
 use serde::Serialize;
 
+use sealdrive_core::passphrase::PassphraseError;
+use sealdrive_core::slot::SlotError;
+
+use crate::account::AccountError;
 use crate::control::Refusal;
 use crate::home::HomeError;
+use crate::keystore::KeystoreError;
+use crate::remote::RemoteError;
+use crate::umount::UmountError;
+use crate::unlock::UnlockError;
 
 /// What a finished command says to the shell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -171,6 +179,147 @@ impl From<HomeError> for Failure {
                 (Exit::Space, "free some space, then try again")
             }
             HomeError::Io { .. } => (Exit::Error, "check the path and its permissions"),
+        };
+        Self::new(exit, error.to_string(), advice)
+    }
+}
+
+impl From<UmountError> for Failure {
+    fn from(error: UmountError) -> Self {
+        let (exit, advice) = match &error {
+            UmountError::NotMounted(_) => (
+                Exit::NotMounted,
+                "see `sealdrive status` for what is mounted",
+            ),
+            UmountError::Busy(_) => (
+                Exit::Error,
+                "close the programs that use it (`fuser -vm DIR` lists them); nothing was changed",
+            ),
+            UmountError::Refused { error, .. } if error.kind() == ErrorKind::PermissionDenied => {
+                (Exit::Role, "unmount as the user who mounted it")
+            }
+            UmountError::Refused { .. } => (Exit::Error, "look at /proc/self/mounts"),
+            UmountError::Usage => (Exit::Usage, "see umount(8)"),
+        };
+        Self::new(exit, error.to_string(), advice)
+    }
+}
+
+impl From<RemoteError> for Failure {
+    fn from(error: RemoteError) -> Self {
+        let (exit, advice) = match &error {
+            RemoteError::Unreachable(_) => (
+                Exit::Unreachable,
+                "check the address and the network; nothing was lost",
+            ),
+            RemoteError::Refused(_) => (Exit::Role, "is the server of the same version?"),
+            RemoteError::Fenced => (
+                Exit::LeaseElsewhere,
+                "unmount there first, or mount here with --take-over",
+            ),
+            RemoteError::Stale => (Exit::Error, "try again"),
+            RemoteError::Quota => (Exit::Space, "free space on the server, or ask for more"),
+            RemoteError::NotFound => (Exit::NoDrive, "see `sealdrive status` for what there is"),
+            RemoteError::Unauthenticated(_) => (
+                Exit::WrongKey,
+                "this device may have been revoked; `sealdrive recover` enrols it anew",
+            ),
+            RemoteError::Tampered(_) => (
+                Exit::Tampered,
+                "someone may be between you and the server, or it is another server; get a new connect string in a \
+                 way you trust",
+            ),
+        };
+        Self::new(exit, error.to_string(), advice)
+    }
+}
+
+impl From<UnlockError> for Failure {
+    fn from(error: UnlockError) -> Self {
+        let UnlockError::Slot(slot) = &error else {
+            return Self::new(
+                Exit::Error,
+                error.to_string(),
+                "try again with more free memory",
+            );
+        };
+        let (exit, advice) = match slot {
+            SlotError::Refused => (
+                Exit::WrongKey,
+                "try again; nothing was changed and attempts are not limited",
+            ),
+            SlotError::Malformed | SlotError::Foreign | SlotError::Stale => (
+                Exit::Tampered,
+                "what the server or this disk holds is not what was stored there",
+            ),
+            SlotError::Passphrase(PassphraseError::Memory) => {
+                (Exit::Error, "free some memory: 256 MiB are needed")
+            }
+            SlotError::Passphrase(PassphraseError::Cost) => {
+                (Exit::Tampered, "nothing was tried with it")
+            }
+            SlotError::Passphrase(PassphraseError::TooLong) | SlotError::TooLong => {
+                (Exit::Usage, "use a shorter one")
+            }
+        };
+        Self::new(exit, error.to_string(), advice)
+    }
+}
+
+impl From<KeystoreError> for Failure {
+    fn from(error: KeystoreError) -> Self {
+        match error {
+            KeystoreError::Unlock(error) => error.into(),
+            KeystoreError::Damaged => Self::new(
+                Exit::Lost,
+                error.to_string(),
+                "move it aside and enrol this machine again with `sealdrive recover --kit FILE`",
+            ),
+        }
+    }
+}
+
+impl From<AccountError> for Failure {
+    fn from(error: AccountError) -> Self {
+        const NEW_INVITE: &str = "ask the server's owner for a new one; nothing was kept here";
+        let (exit, advice) = match error {
+            AccountError::Home(HomeError::Io { path, source })
+                if source.kind() == ErrorKind::NotFound =>
+            {
+                let what = format!("there is no file {}", path.display());
+                return Self::new(Exit::Usage, what, "check the path");
+            }
+            AccountError::Home(error) => return error.into(),
+            AccountError::Keystore(error) => return error.into(),
+            AccountError::Unlock(error) => return error.into(),
+            AccountError::Remote(error) => return error.into(),
+            AccountError::Connect(_) => (
+                Exit::Usage,
+                "copy the whole line that `sealdrive-server invite` printed",
+            ),
+            AccountError::NoInvite => (
+                Exit::Usage,
+                "get one from the server's owner (`sealdrive-server invite`)",
+            ),
+            AccountError::Invite => (Exit::Role, NEW_INVITE),
+            AccountError::Kit(_) => (
+                Exit::WrongKey,
+                "compare it with the printed page; nothing was changed",
+            ),
+            AccountError::UnknownAccount(_) => (
+                Exit::WrongKey,
+                "is this the right kit, and the right server?",
+            ),
+            AccountError::OtherServer => (Exit::Usage, "leave --server out, or use the right kit"),
+            AccountError::Tampered(_) => (
+                Exit::Tampered,
+                "nothing was kept here; do not use this server until this is explained",
+            ),
+            AccountError::Unfinished(_) => {
+                (Exit::Partly, "run `sealdrive init` once more to finish it")
+            }
+            AccountError::Name(_) => (Exit::Usage, "choose another name"),
+            AccountError::Entropy(_) => (Exit::Error, "no keys can be made on this machine"),
         };
         Self::new(exit, error.to_string(), advice)
     }

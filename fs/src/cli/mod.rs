@@ -5,25 +5,32 @@
 
 mod completions;
 pub mod exit;
+mod init;
 mod output;
 mod passphrase;
 mod progress;
+mod recover;
 mod select;
 mod status;
 mod sync;
+mod umount;
 
-use std::ffi::OsString;
-use std::path::PathBuf;
+use std::ffi::{OsStr, OsString};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::home::Home;
+use crate::unlock;
 use exit::{Exit, Failure};
 use output::Output;
 
 const EXAMPLES: &str = "\
 Examples:
+  sealdrive init --server CONNECT --kit ~/kit.txt
+                                            Make an account; then print the kit.
+  sealdrive recover --kit kit.txt           On a new machine: bring everything back.
   sealdrive status                          Is everything on the server?
   sealdrive sync && echo safe               Wait until it is.
 
@@ -77,11 +84,17 @@ struct Common {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Init(init::Init),
+    Recover(recover::Recover),
     Status(status::Status),
     Sync(sync::Sync),
+    Umount(umount::Umount),
     Completions(completions::Completions),
     #[command(hide = true)]
     Man(completions::Man),
+    /// Opens one slot for another process of ours.
+    #[command(hide = true)]
+    UnlockHelper,
 }
 
 /// What a command works with: its home and its way of speaking.
@@ -94,6 +107,19 @@ struct Session {
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     start_log();
     let args: Vec<OsString> = args.into_iter().collect();
+    let program = args.first().map(PathBuf::from);
+    let name = program
+        .as_deref()
+        .and_then(Path::file_name)
+        .and_then(OsStr::to_str);
+    if name == Some("umount.fuse.sealdrive") {
+        let out = Output::new(false, false);
+        let rest = args[1..].to_vec();
+        return end(
+            out,
+            open(None, out).and_then(|session| umount::from_helper(&session, rest)),
+        );
+    }
     let matches = match Cli::command().try_get_matches_from(&args) {
         Ok(matches) => matches,
         Err(error) => {
@@ -115,25 +141,60 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         }
     };
     let out = Output::new(cli.common.json, cli.common.quiet);
-    let done = Home::locate(cli.common.home.clone())
-        .map_err(Failure::from)
-        .and_then(|home| run(cli.command, &Session { home, out }));
-    match done {
-        Ok(exit) => ExitCode::from(exit.code()),
-        Err(failure) => {
-            out.failure(&failure);
-            ExitCode::from(failure.exit.code())
-        }
-    }
+    end(
+        out,
+        open(cli.common.home, out).and_then(|session| run(cli.command, &session)),
+    )
+}
+
+fn open(home: Option<PathBuf>, out: Output) -> Result<Session, Failure> {
+    Ok(Session {
+        home: Home::locate(home)?,
+        out,
+    })
+}
+
+fn end(out: Output, done: Result<Exit, Failure>) -> ExitCode {
+    let exit = done.unwrap_or_else(|failure| {
+        out.failure(&failure);
+        failure.exit
+    });
+    ExitCode::from(exit.code())
 }
 
 fn run(command: Command, session: &Session) -> Result<Exit, Failure> {
     match command {
+        Command::Init(command) => command.run(session),
+        Command::Recover(command) => command.run(session),
         Command::Status(command) => command.run(session),
         Command::Sync(command) => command.run(session),
+        Command::Umount(command) => command.run(session),
         Command::Completions(command) => command.run(&mut Cli::command()),
         Command::Man(command) => command.run(Cli::command()),
+        Command::UnlockHelper => match unlock::serve(std::io::stdin(), std::io::stdout()) {
+            Ok(()) => Ok(Exit::Ok),
+            Err(error) => Err(Failure::new(Exit::Error, error.to_string(), "")),
+        },
     }
+}
+
+/// For commands that speak with the server and end: one thread is enough.
+fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::new(Exit::Error, format!("cannot start: {error}"), "try again"))
+}
+
+/// Where passphrases are checked: not in this process.
+fn helper_process() -> Result<unlock::Where, Failure> {
+    unlock::Where::own_process().map_err(|error| {
+        Failure::new(
+            Exit::Error,
+            format!("cannot find my own program file: {error}"),
+            "is /proc mounted?",
+        )
+    })
 }
 
 /// Logs go to stderr and only when asked for: a command's own lines are its interface.

@@ -5,6 +5,8 @@
 //! its login by itself, and never waits without a deadline of its own. Called by the engine; implemented over gRPC in
 //! `grpc.rs` and by the in-memory server of the tests.
 
+pub mod grpc;
+
 use std::future::Future;
 use std::pin::Pin;
 use std::time::Duration;
