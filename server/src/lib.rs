@@ -1,1 +1,6 @@
-//! To be written.
+//! The storage server: keeps sealed objects, can read none of them.
+pub mod identity;
+pub mod invites;
+pub mod listen;
+mod private_file;
+pub mod tls;
