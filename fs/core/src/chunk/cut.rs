@@ -1,7 +1,7 @@
 //! Where a stream is cut: the `fastcdc` crate, 2020 variant, over the whitened stream. The only file that may name `fastcdc`.
 //!
 //! Invariant: cuts are those of `FastCDC` run over the whole whitened stream at once, however the stream is handed in.
-//! A chunk's end depends on that chunk's own bytes alone (no window reaches before its byte `MIN_CHUNK - 63`), so cutting
+//! A chunk's end depends on that chunk's own bytes alone (no window reaches before its byte `min - 63`), so cutting
 //! resumes exactly at any cut with nothing remembered: start a new [`CutStream`] there.
 //! Called by the writeback workers.
 
@@ -17,21 +17,39 @@ const BLOCK: usize = 16 << 10;
 /// gear hash after `k + 1` shifts.
 const MEMORY: usize = 64;
 
-// What fastcdc only debug-asserts, and what the arithmetic below relies on.
-const _: () =
-    assert!(MIN_CHUNK % 2 == 0 && AVG_CHUNK % 2 == 0 && MAX_CHUNK % 2 == 0 && BLOCK % 2 == 0);
-const _: () = assert!(
-    MIN_CHUNK >= 2 * WINDOW,
-    "no window may reach into the chunk before"
-);
-const _: () = assert!(
-    BLOCK + WINDOW <= MIN_CHUNK,
-    "what is read beyond a cut lies in the next chunk's skipped part"
-);
+/// Chunk sizes a drive cuts by. All devices of a drive must use the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ChunkSizes {
+    min: usize,
+    avg: usize,
+    max: usize,
+}
+
+impl ChunkSizes {
+    /// What a new drive uses.
+    pub const DEFAULT: Self = match Self::new(MIN_CHUNK, AVG_CHUNK, MAX_CHUNK) {
+        Some(sizes) => sizes,
+        None => panic!("the default sizes are acceptable"),
+    };
+
+    /// Even (fastcdc tests positions in pairs and only debug-asserts it), rising, `max` at most [`MAX_CHUNK`], and `min` long
+    /// enough that what is read beyond a cut lies in the part of the next chunk that is skipped; else `None`.
+    pub const fn new(min: usize, avg: usize, max: usize) -> Option<Self> {
+        let even = min % 2 == 0 && avg % 2 == 0 && max % 2 == 0;
+        // The window must not reach into the chunk before: that is why cutting resumes with nothing remembered.
+        let apart = min >= BLOCK + WINDOW && min >= 2 * WINDOW;
+        if even && apart && min < avg && avg < max && max <= MAX_CHUNK {
+            Some(Self { min, avg, max })
+        } else {
+            None
+        }
+    }
+}
 
 /// Cuts one stream as its bytes arrive.
 pub struct CutStream {
     keys: Arc<CutKeys>,
+    sizes: ChunkSizes,
     masks: [u64; 2],
     /// Offset in the stream where the current chunk begins.
     start: usize,
@@ -39,35 +57,41 @@ pub struct CutStream {
     len: usize,
     /// The last of them, from `WINDOW` before the first one not whitened yet.
     text: Vec<u8>,
-    /// Whitened bytes of the current chunk, from `MIN_CHUNK` on. Reserved whole, so that growing leaves no copy.
+    /// Whitened bytes of the current chunk, from `min` on. Reserved whole, so that growing leaves no copy.
     white: Vec<u8>,
 }
 
 impl CutStream {
     /// A stream that begins at a cut (or at the beginning of a file).
     pub fn new(keys: Arc<CutKeys>) -> Self {
-        let (strict, relaxed) = select_masks(AVG_CHUNK, Normalization::Level1);
+        Self::with_sizes(keys, ChunkSizes::DEFAULT)
+    }
+
+    /// The same with the sizes of the drive's configuration.
+    pub fn with_sizes(keys: Arc<CutKeys>, sizes: ChunkSizes) -> Self {
+        let (strict, relaxed) = select_masks(sizes.avg, Normalization::Level1);
         Self {
             keys,
+            sizes,
             masks: [strict, relaxed],
             start: 0,
             len: 0,
             text: Vec::with_capacity(WINDOW + BLOCK),
-            white: Vec::with_capacity(MAX_CHUNK - MIN_CHUNK),
+            white: Vec::with_capacity(sizes.max - sizes.min),
         }
     }
 
     /// Takes more of the stream; appends the cuts that are now certain, as end offsets from the beginning of the stream.
     pub fn push(&mut self, mut data: &[u8], cuts: &mut Vec<usize>) {
         while !data.is_empty() {
-            let skipped = MIN_CHUNK - WINDOW;
+            let skipped = self.sizes.min - WINDOW;
             if self.len < skipped {
                 let (_, rest) = data.split_at(data.len().min(skipped - self.len));
                 self.len += data.len() - rest.len();
                 data = rest;
                 continue;
             }
-            let target = self.tested().saturating_add(BLOCK).min(MAX_CHUNK);
+            let target = self.tested().saturating_add(BLOCK).min(self.sizes.max);
             let (taken, rest) = data.split_at(data.len().min(target - self.len));
             self.text.extend_from_slice(taken);
             self.len += taken.len();
@@ -81,7 +105,7 @@ impl CutStream {
     /// Ends the stream: the last chunk ends with it. A stream that goes on is dropped instead: what lies behind its last cut
     /// is pushed again, into a new one, when there is more.
     pub fn finish(mut self, cuts: &mut Vec<usize>) {
-        if self.len > MIN_CHUNK {
+        if self.len > self.sizes.min {
             self.test_block(cuts);
         }
         if self.len > 0 {
@@ -91,17 +115,17 @@ impl CutStream {
 
     /// Offset in the chunk up to which positions are tested.
     fn tested(&self) -> usize {
-        MIN_CHUNK + self.white.len()
+        self.sizes.min + self.white.len()
     }
 
     /// Whitens what has arrived since the last test and asks for a cut in it.
     fn test_block(&mut self, cuts: &mut Vec<usize>) {
         let from = self.white.len();
-        self.white.resize(self.len - MIN_CHUNK, 0);
+        self.white.resize(self.len - self.sizes.min, 0);
         self.keys.whiten(&self.text, &mut self.white[from..]);
         let found = match self.find(from) {
-            Some(at) => MIN_CHUNK + at,
-            None if self.len == MAX_CHUNK => MAX_CHUNK,
+            Some(at) => self.sizes.min + at,
+            None if self.len == self.sizes.max => self.sizes.max,
             None => {
                 // The last WINDOW bytes go to the front: the next block's digests begin with them.
                 let tail = self.text.len() - WINDOW;
@@ -119,7 +143,7 @@ impl CutStream {
 
     /// The first cut at or behind `from` in the whitened part of the chunk.
     fn find(&self, from: usize) -> Option<usize> {
-        // The hash of a position behind `from` is the same whether the scan begins at MIN_CHUNK or MEMORY before `from`.
+        // The hash of a position behind `from` is the same whether the scan begins at `min` or MEMORY before `from`.
         // Positions in between have been tested; a hit among them is an artefact of the short scan, then all is scanned.
         let begin = from.saturating_sub(MEMORY);
         match self.scan(begin) {
@@ -128,16 +152,16 @@ impl CutStream {
         }
     }
 
-    /// `fastcdc`'s own scan over `white[begin..]`, as if the chunk's `MIN_CHUNK` ended there.
+    /// `fastcdc`'s own scan over `white[begin..]`, as if the chunk's skipped part ended there.
     fn scan(&self, begin: usize) -> Option<usize> {
         let part = &self.white[begin..];
-        let centre = (AVG_CHUNK - MIN_CHUNK).saturating_sub(begin);
+        let centre = (self.sizes.avg - self.sizes.min).saturating_sub(begin);
         let [strict, relaxed] = self.masks;
         let (_, at) = cut(
             part,
             0,
             centre,
-            MAX_CHUNK,
+            self.sizes.max,
             strict,
             relaxed,
             strict << 1,

@@ -174,6 +174,45 @@ fn a_short_scan_finds_what_the_whole_scan_finds() {
     assert!(artefacts > 50, "the case was met {artefacts} times");
 }
 
+#[test]
+fn sizes_are_checked() {
+    assert!(ChunkSizes::new(64 << 10, 192 << 10, 512 << 10).is_some());
+    for (min, avg, max) in [
+        (MIN_CHUNK + 1, AVG_CHUNK, MAX_CHUNK),
+        (MIN_CHUNK, AVG_CHUNK + 1, MAX_CHUNK),
+        (MIN_CHUNK, AVG_CHUNK, MAX_CHUNK - 1),
+        (MIN_CHUNK, AVG_CHUNK, MAX_CHUNK + 2),
+        (AVG_CHUNK, MIN_CHUNK, MAX_CHUNK),
+        (128, 1024, MAX_CHUNK),
+    ] {
+        assert_eq!(ChunkSizes::new(min, avg, max), None, "{min} {avg} {max}");
+    }
+}
+
+#[test]
+fn other_sizes_equal_one_run_too() {
+    let data = mixed(8, 5 << 20);
+    let sizes = ChunkSizes::new(24 << 10, 64 << 10, 200 << 10).expect("acceptable");
+    let (mut stream, mut cuts) = (CutStream::with_sizes(keys(), sizes), Vec::new());
+    data.chunks(77_777)
+        .for_each(|part| stream.push(part, &mut cuts));
+    stream.finish(&mut cuts);
+    let mut white = vec![0; data.len()];
+    keys().whiten(&[&[0; WINDOW][..], &data].concat(), &mut white);
+    let cdc = FastCDC::with_level(
+        &white,
+        sizes.min,
+        sizes.avg,
+        sizes.max,
+        Normalization::Level1,
+    );
+    assert_eq!(
+        cuts,
+        cdc.map(|chunk| chunk.offset + chunk.length)
+            .collect::<Vec<_>>()
+    );
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 

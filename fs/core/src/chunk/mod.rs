@@ -7,5 +7,5 @@
 mod cut;
 mod whiten;
 
-pub use cut::CutStream;
+pub use cut::{ChunkSizes, CutStream};
 pub use whiten::CutKeys;

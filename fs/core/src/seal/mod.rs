@@ -9,7 +9,7 @@ pub(crate) mod frame;
 pub(crate) mod inner;
 pub(crate) mod outer;
 
-pub use compress::Compress;
+pub use compress::{Compress, DEFAULT_LEVEL};
 
 use crate::keys::{DomainKeys, EpochKeys};
 use crate::reference::Reference;
@@ -101,9 +101,14 @@ pub struct Sealer {
 impl Sealer {
     /// Buffers are reserved whole (2.3 MiB of address space), because one that grew would leave unwiped copies behind.
     pub fn new(keys: Arc<DomainKeys>) -> Self {
+        Self::with_level(keys, DEFAULT_LEVEL)
+    }
+
+    /// The same with the zstd level of the drive's configuration, 1 to 19.
+    pub fn with_level(keys: Arc<DomainKeys>, level: u8) -> Self {
         Self {
             keys,
-            coder: Coder::new(),
+            coder: Coder::new(level),
             scratch: Vec::with_capacity(MAX_OBJECT),
         }
     }

@@ -252,7 +252,7 @@ fn frames_of_a_key_holder_are_still_checked() {
     let bomb = zstd::bulk::compress(&vec![0; 3_000_000], 3).expect("compresses");
     let mut room = vec![0; 12 + 4096];
     frame::write(Codec::Zstd, 1_000_000, &bomb, &mut room);
-    let mut coder = Coder::new();
+    let mut coder = Coder::new(DEFAULT_LEVEL);
     assert_eq!(
         read_frame(&mut coder, &room),
         Err(OpenError::Payload),
