@@ -3,6 +3,7 @@
 
 pub mod chunk;
 pub mod commit_body;
+pub mod diff;
 pub mod extent;
 pub mod journal;
 pub mod key_box;

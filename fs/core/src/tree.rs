@@ -112,6 +112,32 @@ impl<'n> Cursor<'n> {
         Ok(cursor)
     }
 
+    /// Stands on the first entry of the root, whatever its level: the beginning of a walk by `enter` and `pass`.
+    pub(crate) fn at_top(nodes: &'n dyn Nodes, root: &Root) -> Result<Self, TreeError> {
+        let top = load_root(nodes, root)?;
+        Ok(Self {
+            nodes,
+            root: root.0,
+            path: vec![(top, 0)],
+        })
+    }
+
+    /// From an entry above the leaves to the first entry of the node it names.
+    pub(crate) fn enter(&mut self) -> Result<(), TreeError> {
+        self.descend(|_| 0)
+    }
+
+    /// Behind the entry stood on and everything below it; up again where a node ends.
+    pub(crate) fn pass(&mut self) {
+        while let Some((node, index)) = self.path.last_mut() {
+            *index += 1;
+            if *index < node.len() || self.path.len() == 1 {
+                return;
+            }
+            self.path.pop();
+        }
+    }
+
     /// The node of the level asked for.
     pub(crate) fn node(&self) -> &Arc<Node> {
         &self.path[self.path.len() - 1].0

@@ -75,7 +75,7 @@ impl<'a> View<'a> {
     pub fn get(&self, key: &Key) -> Result<Option<Value>, ReadError> {
         for layer in self.layers.iter().flatten() {
             if let Some(value) = layer.get(key.as_bytes()) {
-                return Ok(value.cloned());
+                return Ok(value.map(Value::from));
             }
         }
         match self.root {
@@ -162,7 +162,7 @@ impl<'a> View<'a> {
             let newest = layers
                 .iter_mut()
                 .flatten()
-                .filter_map(|layer| layer.peek().map(|(key, _)| key.as_bytes()))
+                .filter_map(|layer| layer.peek().map(|(key, _)| *key))
                 .min();
             let (first, from_tree) = match (newest, below) {
                 (None, None) => return Ok(()),
@@ -172,8 +172,8 @@ impl<'a> View<'a> {
             };
             let mut decided: Option<Option<&[u8]>> = None;
             for layer in layers.iter_mut().flatten() {
-                if let Some((_, value)) = layer.next_if(|(key, _)| key.as_bytes() == first) {
-                    decided.get_or_insert(value.map(|value| &value[..]));
+                if let Some((_, value)) = layer.next_if(|(key, _)| *key == first) {
+                    decided.get_or_insert(value);
                 }
             }
             let value = decided.unwrap_or(below.filter(|_| from_tree).map(|(_, value)| value));
@@ -209,7 +209,7 @@ impl<'a> View<'a> {
     pub fn last(&self, range: &KeyRange) -> Result<Option<(Key, Value)>, ReadError> {
         let mut range = range.clone();
         loop {
-            let mut best: Option<(&Key, Option<&Value>)> = None;
+            let mut best: Option<(&[u8], Option<&[u8]>)> = None;
             for layer in self.layers.iter().flatten() {
                 if let Some((key, value)) = layer.range(&range).next_back()
                     && best.is_none_or(|(best, _)| best < key)
@@ -220,11 +220,13 @@ impl<'a> View<'a> {
             let below = self.last_in_tree(&range)?;
             match (best, below) {
                 (Some((key, value)), below)
-                    if below.as_ref().is_none_or(|(tree_key, _)| tree_key <= key) =>
+                    if below
+                        .as_ref()
+                        .is_none_or(|(tree_key, _)| tree_key.as_bytes() <= key) =>
                 {
                     match value {
-                        Some(value) => return Ok(Some((key.clone(), value.clone()))),
-                        None => range.end = key.clone(),
+                        Some(value) => return Ok(Some((Key::border(&[key]), Value::from(value)))),
+                        None => range.end = Key::border(&[key]),
                     }
                 }
                 (_, below) => return Ok(below),

@@ -148,14 +148,6 @@ impl Key {
         KeyRef::parse(self.as_bytes())
     }
 
-    /// Bytes held outside of the key itself.
-    pub(crate) fn heap_bytes(&self) -> usize {
-        match &self.0 {
-            Repr::InPlace { .. } => 0,
-            Repr::Boxed(bytes) => bytes.len(),
-        }
-    }
-
     /// Any byte string as a border between keys.
     pub(crate) fn border(parts: &[&[u8]]) -> Self {
         let len: usize = parts.iter().map(|part| part.len()).sum();

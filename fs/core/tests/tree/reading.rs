@@ -1,9 +1,11 @@
 //! Lookups, ranges and views against the model, and nodes that stand in the wrong place.
 
+use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
+use sealdrive_core::diff::diff;
 use sealdrive_core::overlay::Overlay;
-use sealdrive_core::record::{Edit, Key, KeyRange};
+use sealdrive_core::record::{Edit, Key, KeyRange, Value};
 use sealdrive_core::reference::Reference;
 use sealdrive_core::tree::{self, Root, TreeError};
 use sealdrive_core::view::{Txn, View};
@@ -84,6 +86,82 @@ fn views_merge_overlays_newest_first() {
             );
         }
         assert_eq!(txn.finish(), layers[3]);
+    }
+}
+
+#[test]
+fn a_difference_is_what_the_models_differ_in() {
+    for seed in 0..100u64 {
+        let dice = &mut Dice(seed + 4000);
+        let profile = PROFILES[(seed % 5) as usize];
+        let store = Store::default();
+        let mut old = Model::new();
+        let first = random_batch(dice, profile, &old, profile.keys);
+        apply_to_model(&mut old, &first);
+        let old_root = store.apply(None, &first);
+        let (mut new, mut new_root) = (old.clone(), old_root);
+        for _ in 0..dice.below(4) {
+            let most = if dice.below(3) == 0 { profile.keys } else { 6 };
+            let batch = random_batch(dice, profile, &new, most);
+            apply_to_model(&mut new, &batch);
+            new_root = store.apply(Some(&new_root), &batch);
+        }
+        let mut expected: BTreeMap<Vec<u8>, (Option<Vec<u8>>, Option<Vec<u8>>)> = BTreeMap::new();
+        for (key, value) in &old {
+            expected.entry(key.clone()).or_default().0 = Some(value.clone());
+        }
+        for (key, value) in &new {
+            expected.entry(key.clone()).or_default().1 = Some(value.clone());
+        }
+        expected.retain(|_, (old, new)| old != new);
+        let mut found = Vec::new();
+        diff(&store, &old_root, &new_root, |difference| {
+            let of = |value: Option<&[u8]>| value.map(<[u8]>::to_vec);
+            found.push((
+                difference.key.to_vec(),
+                (of(difference.old), of(difference.new)),
+            ));
+            ControlFlow::Continue(())
+        })
+        .unwrap();
+        assert_eq!(
+            found,
+            expected.into_iter().collect::<Vec<_>>(),
+            "seed {seed}"
+        );
+    }
+}
+
+#[test]
+fn a_small_difference_reads_a_small_part() {
+    let dice = &mut Dice(6);
+    let store = Store::default();
+    let edits: Vec<Edit> = (0..20_000u64)
+        .map(|n| {
+            Edit::Put(
+                Key::drive(9, &n.to_be_bytes()),
+                Value::from(&dice.roll().to_le_bytes().repeat(5)[..]),
+            )
+        })
+        .collect();
+    let root = store.apply(None, &edits);
+    for _ in 0..50 {
+        let key = Key::drive(9, &dice.below(20_000).to_be_bytes());
+        let other = store.apply(Some(&root), &[Edit::Delete(key.clone())]);
+        let before = store.gets.get();
+        let mut found = 0;
+        diff(&store, &root, &other, |difference| {
+            assert!(difference.key == key.as_bytes() && difference.new.is_none());
+            found += 1;
+            ControlFlow::Continue(())
+        })
+        .unwrap();
+        assert_eq!(found, 1);
+        assert!(
+            store.gets.get() - before <= 24,
+            "{} nodes read",
+            store.gets.get() - before
+        );
     }
 }
 

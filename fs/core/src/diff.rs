@@ -1,0 +1,83 @@
+//! The difference of two trees, at the cost of what differs.
+//!
+//! Invariant: equal subtrees are never entered, because equal references are equal records. Called by history: what changed
+//! between two commits, and in which files.
+
+use std::cmp::Ordering;
+use std::ops::ControlFlow;
+
+use crate::tree::{Cursor, Nodes, Root, TreeError};
+
+/// One record that differs.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Difference<'a> {
+    /// Its key.
+    pub key: &'a [u8],
+    /// Its value in the first tree, if it is there.
+    pub old: Option<&'a [u8]>,
+    /// Its value in the second tree, if it is there.
+    pub new: Option<&'a [u8]>,
+}
+
+/// Shows what differs between two trees in key order until `each` breaks. On `Missing` some has been shown already: history
+/// reads with nodes that wait for what they fetch.
+pub fn diff(
+    nodes: &dyn Nodes,
+    old: &Root,
+    new: &Root,
+    mut each: impl FnMut(Difference<'_>) -> ControlFlow<()>,
+) -> Result<(), TreeError> {
+    if old == new {
+        return Ok(());
+    }
+    let (mut left, mut right) = (Cursor::at_top(nodes, old)?, Cursor::at_top(nodes, new)?);
+    loop {
+        // A side that has come to its end is below all levels, so that the other is entered down to its entries.
+        let level = |side: &Cursor<'_>| side.entry().map(|_| side.node().level());
+        let (left_level, right_level) = (level(&left), level(&right));
+        if left_level.is_none() && right_level.is_none() {
+            return Ok(());
+        }
+        let highest = left_level.max(right_level);
+        if highest > Some(0) {
+            if left_level == right_level && left.entry() == right.entry() {
+                left.pass();
+                right.pass();
+                continue;
+            }
+            if left_level == highest {
+                left.enter()?;
+            }
+            if right_level == highest {
+                right.enter()?;
+            }
+            continue;
+        }
+        let (old, new) = (left.entry(), right.entry());
+        let order = match (old, new) {
+            (Some((old, _)), Some((new, _))) => old.cmp(new),
+            (Some(_), None) => Ordering::Less,
+            (None, _) => Ordering::Greater,
+        };
+        let old = old.filter(|_| order.is_le());
+        let new = new.filter(|_| order.is_ge());
+        if let Some((key, _)) = old.or(new)
+            && old != new
+        {
+            let shown = Difference {
+                key,
+                old: old.map(|(_, value)| value),
+                new: new.map(|(_, value)| value),
+            };
+            if each(shown).is_break() {
+                return Ok(());
+            }
+        }
+        if order.is_le() {
+            left.pass();
+        }
+        if order.is_ge() {
+            right.pass();
+        }
+    }
+}
