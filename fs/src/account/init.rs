@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 use zeroize::{Zeroize, Zeroizing};
 
 use super::label::{Labels, Target, check_name};
-use super::{AccountError, Opened, kit_file, remove_keystore, write_keystore};
+use super::{AccountError, Opened, chain, kit_file, remove_keystore, write_keystore};
 use crate::clock;
 use crate::home::{Home, HomeError, HomeLock, Profile};
 use crate::keystore::{DriveKeys, Keystore};
@@ -188,9 +188,11 @@ async fn finish(home: &Home, pending: &Pending, key: SigningKey) -> Result<Found
         });
     }
     line.append(&create).await?;
+    let links = [Link::parse(&genesis)?, Link::parse(&create)?];
+    chain::store(home, &links)?;
     home.write_profile(&pending.profile)?;
     home.remove(PENDING)?;
-    let drive = DriveId::of(&Link::parse(&create)?);
+    let drive = DriveId::of(&links[1]);
     Ok(Founded {
         account,
         device,

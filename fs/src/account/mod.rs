@@ -3,6 +3,7 @@
 //! Invariant: nothing the server says is believed before it verifies: the chain must be the account's own, the key box
 //! must match the commitment in it; keys are durable here before the server hears of them. Called by the command line.
 
+mod chain;
 mod init;
 mod kit_file;
 mod label;
@@ -18,16 +19,17 @@ use sealdrive_core::slot::SlotError;
 use sealdrive_proto::SigningKey;
 use sealdrive_proto::connect::{ConnectError, ConnectString};
 use sealdrive_proto::id::{AccountId, DomainId, DriveId};
-use sealdrive_proto::link::{ChainError, LinkError};
+use sealdrive_proto::link::{AccountChain, ChainError, LinkError};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 use zeroize::{Zeroize, Zeroizing};
 
 use crate::clock::NoEntropy;
 use crate::home::{Home, HomeError, Profile};
 use crate::keystore::{self, Keystore, KeystoreError};
-use crate::remote::RemoteError;
 use crate::remote::grpc::{CallNumbers, Grpc, Identity, Server};
+use crate::remote::{Remote, RemoteError};
 use crate::unlock::{UnlockError, Where};
 
 pub use init::{Founded, NewAccount, finish_init, init};
@@ -186,6 +188,16 @@ impl Opened {
     /// This device's signing key.
     pub fn signing_key(&self) -> SigningKey {
         self.keystore.signing_key()
+    }
+
+    /// The account chain: as kept here, extended from the server if that is reached within `patience`.
+    pub async fn chain(
+        &self,
+        home: &Home,
+        remote: &dyn Remote,
+        patience: Duration,
+    ) -> Result<AccountChain, AccountError> {
+        chain::refresh(home, self.account, remote, patience).await
     }
 
     /// The server as the engine sees it, for one drive. Nothing is connected yet.

@@ -16,7 +16,7 @@ use sealdrive_proto::link::{AccountChain, DeviceKeys, Link, LinkBody, Signer};
 
 use super::init::fresh;
 use super::label::{Labels, Target};
-use super::{AccountError, kit_file, remove_keystore, write_keystore};
+use super::{AccountError, chain, kit_file, remove_keystore, write_keystore};
 use crate::home::{Home, HomeError, Profile};
 use crate::keystore::{DriveKeys, Keystore};
 use crate::remote::RemoteError;
@@ -133,11 +133,11 @@ impl Prepared {
             .map_err(|_| AccountError::Tampered("the slot carries no account root".to_owned()))?;
         let root = AccountRoot::from_bytes(payload, header.root_generation);
 
-        let (mut chain, mut links) = self.chain().await?;
-        let secrets = open_box(&chain, &root, &found.key_box)?;
+        let (mut known, mut links) = self.chain().await?;
+        let secrets = open_box(&known, &root, &found.key_box)?;
         let keystore = Keystore {
             ask: Secret::copy_of(self.kit.ask.expose()),
-            drives: drives(&links, &chain, &secrets)?,
+            drives: drives(&links, &known, &secrets)?,
             root,
             device_seed: fresh()?,
             secrets,
@@ -150,10 +150,14 @@ impl Prepared {
         };
         write_keystore(home, &keystore, account, sealed_with)?;
         for attempt in 1.. {
-            match self.join(&chain, &keystore, wanted.label).await {
-                Ok(()) => break,
+            match self.join(&known, &keystore, wanted.label).await {
+                Ok(link) => {
+                    known.append(&link)?;
+                    links.push(link);
+                    break;
+                }
                 Err(AccountError::Remote(RemoteError::Refused(_))) if attempt < ATTEMPTS => {
-                    (chain, links) = self.chain().await?;
+                    (known, links) = self.chain().await?;
                 }
                 Err(error) => {
                     remove_keystore(home);
@@ -161,7 +165,7 @@ impl Prepared {
                 }
             }
         }
-        drop(links);
+        chain::store(home, &links)?;
         home.write_profile(&Profile {
             version: Profile::VERSION,
             account: account.to_hex(),
@@ -177,7 +181,7 @@ impl Prepared {
                 .iter()
                 .map(|d| (d.name.clone(), d.drive))
                 .collect(),
-            devices: 1 + chain
+            devices: known
                 .devices()
                 .values()
                 .filter(|device| device.is_active())
@@ -206,7 +210,7 @@ impl Prepared {
         chain: &AccountChain,
         keystore: &Keystore,
         label: &str,
-    ) -> Result<(), AccountError> {
+    ) -> Result<Link, AccountError> {
         let keys = DomainKeys::derive(chain.private_domain(), &keystore.secrets);
         let sign = keystore.signing_key().verifying_key();
         let device = DeviceKeys {
@@ -217,7 +221,8 @@ impl Prepared {
         let link = chain
             .next_link(Signer::Enrol, LinkBody::AddDevice { device, label })
             .sign(&keystore.root.enrol_key())?;
-        Ok(self.line.append(link.bytes()).await?)
+        self.line.append(link.bytes()).await?;
+        Ok(link)
     }
 }
 
