@@ -9,6 +9,7 @@
 
 mod decoding;
 mod extents;
+mod golden;
 mod merging;
 mod reading;
 mod records;
