@@ -11,7 +11,7 @@ use crate::id::{CommitHash, DeviceId, DriveId};
 use crate::limits::{MAX_CHUNK, MAX_LABEL, MAX_REVOKED_HEADS};
 
 /// Length of an X-Wing public key (draft-connolly-cfrg-xwing-kem), bytes.
-pub const BOX_PK_LEN: usize = 1216;
+pub(super) const BOX_PK_LEN: usize = 1216;
 /// Smallest `min` the chunker accepts, bytes (fastcdc v2020 jumps over the first `min` bytes in pairs).
 const MIN_MIN_CHUNK: u32 = 128;
 /// Highest zstd level.

@@ -1,0 +1,160 @@
+//! `Medium` on a directory of the operating system.
+//!
+//! Invariant: every system call of the pack format is here. Called through the trait.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, IoSlice};
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::medium::{Medium, MediumFile};
+
+/// Most parts of one `pwritev`: `UIO_MAXIOV` of Linux.
+const MAX_PARTS: usize = 1024;
+
+/// A directory that exists.
+pub struct Directory {
+    path: PathBuf,
+    handle: File,
+}
+
+impl Directory {
+    /// Opens a directory.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        let handle = File::open(path)?;
+        if !handle.metadata()?.is_dir() {
+            return Err(io::ErrorKind::NotADirectory.into());
+        }
+        Ok(Self {
+            path: path.to_owned(),
+            handle,
+        })
+    }
+}
+
+impl Medium for Directory {
+    fn create(&self, name: &str) -> io::Result<Arc<dyn MediumFile>> {
+        let path = self.path.join(name);
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(path)?;
+        Ok(Arc::new(DiskFile(file)))
+    }
+
+    fn open(&self, name: &str) -> io::Result<Arc<dyn MediumFile>> {
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(self.path.join(name))?;
+        Ok(Arc::new(DiskFile(file)))
+    }
+
+    fn list(&self) -> io::Result<Vec<String>> {
+        let mut names = Vec::new();
+        for entry in std::fs::read_dir(&self.path)? {
+            // A name that is not UTF-8 is none of ours.
+            if let Ok(name) = entry?.file_name().into_string() {
+                names.push(name);
+            }
+        }
+        Ok(names)
+    }
+
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        std::fs::rename(self.path.join(from), self.path.join(to))
+    }
+
+    fn remove(&self, name: &str) -> io::Result<()> {
+        std::fs::remove_file(self.path.join(name))
+    }
+
+    fn sync_dir(&self) -> io::Result<()> {
+        self.handle.sync_all()
+    }
+
+    fn free(&self) -> io::Result<u64> {
+        let stat = rustix::fs::fstatvfs(&self.handle)?;
+        Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+    }
+}
+
+struct DiskFile(File);
+
+impl MediumFile for DiskFile {
+    fn append(&self, mut end: u64, mut parts: &mut [IoSlice<'_>]) -> io::Result<()> {
+        IoSlice::advance_slices(&mut parts, 0);
+        while !parts.is_empty() {
+            let some = &parts[..parts.len().min(MAX_PARTS)];
+            match rustix::io::pwritev(&self.0, some, end) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(written) => {
+                    end += written as u64;
+                    IoSlice::advance_slices(&mut parts, written);
+                }
+                Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        self.0.read_exact_at(buffer, offset)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.0.sync_data()
+    }
+
+    fn truncate(&self, len: u64) -> io::Result<()> {
+        self.0.set_len(len)
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        self.0.metadata().map(|meta| meta.len())
+    }
+
+    fn drop_cache(&self) -> io::Result<()> {
+        Ok(rustix::fs::fadvise(
+            &self.0,
+            0,
+            None,
+            rustix::fs::Advice::DontNeed,
+        )?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn appends_more_parts_than_one_call_takes() {
+        let dir = tempfile::tempdir().unwrap();
+        let medium = Directory::open(dir.path()).unwrap();
+        let file = medium.create("x").unwrap();
+        let bytes: Vec<u8> = (0..5000u32).map(|i| i as u8).collect();
+        let mut parts: Vec<IoSlice<'_>> = bytes.chunks(2).map(IoSlice::new).collect();
+        file.append(0, &mut parts).unwrap();
+        file.append(5000, &mut [IoSlice::new(b""), IoSlice::new(b"end")])
+            .unwrap();
+        let mut back = vec![0; 5003];
+        file.read_at(&mut back, 0).unwrap();
+        assert_eq!((&back[..5000], &back[5000..]), (&bytes[..], &b"end"[..]));
+        assert!(file.read_at(&mut back, 1).is_err());
+    }
+
+    #[test]
+    fn creation_is_exclusive() {
+        let dir = tempfile::tempdir().unwrap();
+        let medium = Directory::open(dir.path()).unwrap();
+        medium.create("x").unwrap();
+        assert!(medium.create("x").is_err());
+        assert!(medium.open("y").is_err());
+        assert!(medium.free().unwrap() > 0);
+    }
+}
