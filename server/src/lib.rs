@@ -2,5 +2,6 @@
 pub mod identity;
 pub mod invites;
 pub mod listen;
+pub mod book;
 mod private_file;
 pub mod tls;
