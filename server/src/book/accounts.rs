@@ -31,7 +31,12 @@ fn slot_record(
     payload.put_u32_le(slot.len() as u32);
     payload.put_slice(slot);
     payload.put_slice(key_box);
-    Ok(Record { kind: RecordKind::Slot, owner: account.0, id: [0; 32], payload: payload.freeze() })
+    Ok(Record {
+        kind: RecordKind::Slot,
+        owner: account.0,
+        id: [0; 32],
+        payload: payload.freeze(),
+    })
 }
 
 impl Book {
@@ -52,29 +57,47 @@ impl Book {
         let first = chain.genesis().device.id();
         let slot = slot_record(&account, 1, (&first, 0), slot, key_box)?;
         let genesis = Bytes::copy_from_slice(genesis);
-        let record = Record { kind: RecordKind::Link, owner: account.0, id: numbered(0), payload: genesis };
+        let record = Record {
+            kind: RecordKind::Link,
+            owner: account.0,
+            id: numbered(0),
+            payload: genesis,
+        };
         Ok(Some([record, slot]))
     }
 
     /// The next link of a chain. `None` if that very link stands there already. With the slot-fetch key only a link
     /// signed by the enrol key may come, which can do nothing but add a device.
-    pub fn propose_link(&self, account: &AccountId, role: Role, bytes: &[u8]) -> Result<Option<Record>, BookError> {
+    pub fn propose_link(
+        &self,
+        account: &AccountId,
+        role: Role,
+        bytes: &[u8],
+    ) -> Result<Option<Record>, BookError> {
         let link = link_of(bytes)?;
         let state = self.lock();
         let found = state.accounts.get(account).ok_or(BookError::NotFound)?;
         let fields = link.fields();
         if role == Role::SlotFetch
-            && !(fields.signer == Signer::Enrol && matches!(fields.body, LinkBody::AddDevice { .. }))
+            && !(fields.signer == Signer::Enrol
+                && matches!(fields.body, LinkBody::AddDevice { .. }))
         {
             return Err(BookError::NotFound);
         }
-        let stands = usize::try_from(fields.seq).ok().and_then(|seq| found.links.get(seq));
+        let stands = usize::try_from(fields.seq)
+            .ok()
+            .and_then(|seq| found.links.get(seq));
         if stands.is_some_and(|link| link == bytes) {
             return Ok(None);
         }
         found.chain.clone().append(&link)?;
         let payload = Bytes::copy_from_slice(bytes);
-        Ok(Some(Record { kind: RecordKind::Link, owner: account.0, id: numbered(fields.seq), payload }))
+        Ok(Some(Record {
+            kind: RecordKind::Link,
+            owner: account.0,
+            id: numbered(fields.seq),
+            payload,
+        }))
     }
 
     /// A new slot, one generation on.
@@ -86,20 +109,32 @@ impl Book {
         call_seq: u64,
         signature: &[u8],
     ) -> Result<Record, BookError> {
-        let Call::PutSlot { slot, key_box, slot_generation } = call else {
+        let Call::PutSlot {
+            slot,
+            key_box,
+            slot_generation,
+        } = call
+        else {
             return Err(BookError::Malformed("not a slot call"));
         };
         let state = self.lock();
         state.check_call(self.server_pk, account, device, call, call_seq, signature)?;
         let found = state.accounts.get(account).ok_or(BookError::NotFound)?;
         if found.slot_generation.checked_add(1) != Some(*slot_generation) {
-            return Err(BookError::Stale("the slot has another generation; fetch it and try again"));
+            return Err(BookError::Stale(
+                "the slot has another generation; fetch it and try again",
+            ));
         }
         slot_record(account, *slot_generation, (device, call_seq), slot, key_box)
     }
 
     /// The key that may log in under this role, if there is one.
-    pub fn login_key(&self, account: &AccountId, role: Role, device: &DeviceId) -> Option<VerifyingKey> {
+    pub fn login_key(
+        &self,
+        account: &AccountId,
+        role: Role,
+        device: &DeviceId,
+    ) -> Option<VerifyingKey> {
         let state = self.lock();
         let chain = &state.accounts.get(account)?.chain;
         match role {
@@ -120,7 +155,13 @@ impl Book {
         let state = self.lock();
         let found = state.accounts.get(account).ok_or(BookError::NotFound)?;
         let from = usize::try_from(from).unwrap_or(usize::MAX);
-        let links = found.links.iter().skip(from).take(MAX_LINKS).cloned().collect();
+        let links = found
+            .links
+            .iter()
+            .skip(from)
+            .take(MAX_LINKS)
+            .cloned()
+            .collect();
         Ok((links, found.chain.head_seq()))
     }
 
@@ -142,12 +183,27 @@ impl State {
         signature: &[u8],
     ) -> Result<(), BookError> {
         let found = self.accounts.get(account).ok_or(BookError::NotFound)?;
-        let key = found.chain.active_device(device).ok_or(BookError::NotFound)?.keys.sign;
-        if found.calls.get(device).is_some_and(|last| call_seq <= *last) {
+        let key = found
+            .chain
+            .active_device(device)
+            .ok_or(BookError::NotFound)?
+            .keys
+            .sign;
+        if found
+            .calls
+            .get(device)
+            .is_some_and(|last| call_seq <= *last)
+        {
             return Err(BookError::Proof);
         }
-        let caller = Caller { server_pk, account: *account, device: *device, call_seq };
-        call.verify(&caller, &key, signature).map_err(|_| BookError::Proof)
+        let caller = Caller {
+            server_pk,
+            account: *account,
+            device: *device,
+            call_seq,
+        };
+        call.verify(&caller, &key, signature)
+            .map_err(|_| BookError::Proof)
     }
 
     pub(super) fn count_call(&mut self, account: &AccountId, device: DeviceId, call_seq: u64) {
@@ -179,7 +235,9 @@ impl State {
         found.chain.append(&link)?;
         found.links.push(record.payload.clone());
         if matches!(link.fields().body, LinkBody::CreateDrive { .. }) {
-            self.drives.entry(DriveId::of(&link)).or_insert_with(|| Drive::new(account));
+            self.drives
+                .entry(DriveId::of(&link))
+                .or_insert_with(|| Drive::new(account));
         }
         Ok(())
     }

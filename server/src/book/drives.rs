@@ -53,7 +53,11 @@ pub struct Head {
 
 impl Drive {
     pub(super) fn new(account: AccountId) -> Self {
-        let lease = Lease { epoch: 0, holder: NOBODY, expires_ms: 0 };
+        let lease = Lease {
+            epoch: 0,
+            holder: NOBODY,
+            expires_ms: 0,
+        };
         Self {
             account,
             lease,
@@ -72,7 +76,12 @@ fn lease_record(drive: &DriveId, epoch: u64, holder: &DeviceId, by: (&DeviceId, 
     payload.put_slice(holder.as_bytes());
     payload.put_slice(by.0.as_bytes());
     payload.put_u64_le(by.1);
-    Record { kind: RecordKind::Lease, owner: drive.0, id: [0; 32], payload: payload.freeze() }
+    Record {
+        kind: RecordKind::Lease,
+        owner: drive.0,
+        id: [0; 32],
+        payload: payload.freeze(),
+    }
 }
 
 impl Book {
@@ -85,7 +94,12 @@ impl Book {
         proof: (u64, &[u8]),
         now_ms: u64,
     ) -> Result<LeaseDecision, BookError> {
-        let Call::AcquireLease { drive, take_over, held_epoch } = call else {
+        let Call::AcquireLease {
+            drive,
+            take_over,
+            held_epoch,
+        } = call
+        else {
             return Err(BookError::Malformed("not a lease call"));
         };
         let mut state = self.lock();
@@ -95,7 +109,8 @@ impl Book {
         let found = state.drive_mut(account, drive)?;
         let lease = found.lease;
         let expires_ms = now_ms + LEASE_LIFE_S * 1000;
-        if lease.epoch != 0 && lease.holder == *device && (*held_epoch == lease.epoch || !take_over) {
+        if lease.epoch != 0 && lease.holder == *device && (*held_epoch == lease.epoch || !take_over)
+        {
             found.lease.expires_ms = expires_ms;
             return Ok(LeaseDecision::Renewed(found.lease));
         }
@@ -103,7 +118,11 @@ impl Book {
         if !free && !take_over {
             return Ok(LeaseDecision::Held(lease));
         }
-        let granted = Lease { epoch: lease.epoch + 1, holder: *device, expires_ms };
+        let granted = Lease {
+            epoch: lease.epoch + 1,
+            holder: *device,
+            expires_ms,
+        };
         let record = lease_record(drive, granted.epoch, device, (device, proof.0));
         Ok(LeaseDecision::Grant(record, granted))
     }
@@ -135,7 +154,11 @@ impl Book {
         epoch: u64,
     ) -> Result<(), BookError> {
         let lease = self.lock().drive_of(account, drive)?.lease;
-        if lease.holder == *device && lease.epoch == epoch { Ok(()) } else { Err(BookError::Fenced) }
+        if lease.holder == *device && lease.epoch == epoch {
+            Ok(())
+        } else {
+            Err(BookError::Fenced)
+        }
     }
 
     /// The lease in force.
@@ -147,7 +170,10 @@ impl Book {
     pub fn head(&self, account: &AccountId, drive: &DriveId) -> Result<Option<Head>, BookError> {
         let state = self.lock();
         let found = state.drive_of(account, drive)?;
-        Ok(found.head.clone().map(|commit| Head { commit, received_ms: found.received_ms }))
+        Ok(found.head.clone().map(|commit| Head {
+            commit,
+            received_ms: found.received_ms,
+        }))
     }
 
     /// A commit that follows the head. `Ok(None)`: this very commit is the head already. `Stale`: it does not follow;
@@ -161,39 +187,65 @@ impl Book {
     ) -> Result<Option<Record>, BookError> {
         let fields = commit.fields();
         if body.len() > MAX_OBJECT || body_hash(body) != fields.body_hash {
-            return Err(BookError::Malformed("the body is not the one that was signed"));
+            return Err(BookError::Malformed(
+                "the body is not the one that was signed",
+            ));
         }
         let state = self.lock();
         let found = state.drive_of(account, &fields.drive)?;
         if found.head.as_ref().is_some_and(|head| head == commit) {
             return Ok(None);
         }
-        let chain = &state.accounts.get(account).ok_or(BookError::NotFound)?.chain;
-        let key = chain.active_device(&fields.device).ok_or(BookError::NotFound)?.keys.sign;
+        let chain = &state
+            .accounts
+            .get(account)
+            .ok_or(BookError::NotFound)?
+            .chain;
+        let key = chain
+            .active_device(&fields.device)
+            .ok_or(BookError::NotFound)?
+            .keys
+            .sign;
         if fields.device != *device || commit.verify(&key).is_err() {
             return Err(BookError::Proof);
         }
         if found.lease.epoch != fields.lease_epoch || found.lease.holder != *device {
             return Err(BookError::Fenced);
         }
-        let (seq, hash) = found.head.as_ref().map_or((0, CommitHash([0; 32])), |h| (h.fields().seq, h.hash()));
+        let (seq, hash) = found
+            .head
+            .as_ref()
+            .map_or((0, CommitHash([0; 32])), |h| (h.fields().seq, h.hash()));
         if seq.checked_add(1) != Some(fields.seq) || hash != fields.prev {
             return Err(BookError::Stale("the drive has another head"));
         }
         let back = skip_seq(fields.seq);
-        let skip = if back == 0 { Some(CommitHash([0; 32])) } else { found.skips.get(&back).copied() };
+        let skip = if back == 0 {
+            Some(CommitHash([0; 32]))
+        } else {
+            found.skips.get(&back).copied()
+        };
         // After a start only the head is known; then the skip hash cannot be checked here. Clients check it always.
         if skip.is_some_and(|skip| skip != fields.skip) {
             return Err(BookError::Malformed("wrong skip hash"));
         }
-        if found.device_seqs.get(device).is_some_and(|last| fields.device_seq <= *last) {
+        if found
+            .device_seqs
+            .get(device)
+            .is_some_and(|last| fields.device_seq <= *last)
+        {
             return Err(BookError::Proof);
         }
         let mut payload = BytesMut::with_capacity(COMMIT_RECORD_LEN + body.len());
         payload.put_slice(commit.bytes());
         payload.put_slice(body);
         let id = numbered(fields.seq);
-        Ok(Some(Record { kind: RecordKind::Commit, owner: fields.drive.0, id, payload: payload.freeze() }))
+        Ok(Some(Record {
+            kind: RecordKind::Commit,
+            owner: fields.drive.0,
+            id,
+            payload: payload.freeze(),
+        }))
     }
 }
 
@@ -202,16 +254,25 @@ pub fn split_commit(payload: &Bytes) -> Result<(Bytes, Bytes), BookError> {
     if payload.len() < COMMIT_RECORD_LEN {
         return Err(BookError::Damaged("commit record is cut off"));
     }
-    Ok((payload.slice(..COMMIT_RECORD_LEN), payload.slice(COMMIT_RECORD_LEN..)))
+    Ok((
+        payload.slice(..COMMIT_RECORD_LEN),
+        payload.slice(COMMIT_RECORD_LEN..),
+    ))
 }
 
 impl State {
     fn drive_of(&self, account: &AccountId, drive: &DriveId) -> Result<&Drive, BookError> {
-        self.drives.get(drive).filter(|found| found.account == *account).ok_or(BookError::NotFound)
+        self.drives
+            .get(drive)
+            .filter(|found| found.account == *account)
+            .ok_or(BookError::NotFound)
     }
 
     fn drive_mut(&mut self, account: &AccountId, drive: &DriveId) -> Result<&mut Drive, BookError> {
-        self.drives.get_mut(drive).filter(|found| found.account == *account).ok_or(BookError::NotFound)
+        self.drives
+            .get_mut(drive)
+            .filter(|found| found.account == *account)
+            .ok_or(BookError::NotFound)
     }
 
     pub(super) fn apply_lease(&mut self, record: &Record) -> Result<(), BookError> {
@@ -221,27 +282,47 @@ impl State {
         let device = DeviceId(fields.array()?);
         let call_seq = fields.u64()?;
         fields.finish()?;
-        let drive = self.drives.get_mut(&DriveId(record.owner)).ok_or(BookError::NotFound)?;
+        let drive = self
+            .drives
+            .get_mut(&DriveId(record.owner))
+            .ok_or(BookError::NotFound)?;
         let account = drive.account;
         if epoch < drive.lease.epoch {
             return Err(BookError::Damaged("lease epoch goes back"));
         }
         // Lives are counted by the caller through `set_expiry`; a record alone starts a full one.
-        drive.lease = Lease { epoch, holder, expires_ms: u64::MAX };
+        drive.lease = Lease {
+            epoch,
+            holder,
+            expires_ms: u64::MAX,
+        };
         self.count_call(&account, device, call_seq);
         Ok(())
     }
 
-    pub(super) fn apply_commit(&mut self, record: &Record, received_ms: u64) -> Result<(), BookError> {
+    pub(super) fn apply_commit(
+        &mut self,
+        record: &Record,
+        received_ms: u64,
+    ) -> Result<(), BookError> {
         let (bytes, _body) = split_commit(&record.payload)?;
         let commit = SignedCommit::parse(&bytes)?;
-        let fields = *commit.fields();
-        let drive = self.drives.get_mut(&DriveId(record.owner)).ok_or(BookError::NotFound)?;
-        if drive.head.as_ref().is_some_and(|head| head.fields().seq >= fields.seq) {
+        let fields = commit.fields().clone();
+        let drive = self
+            .drives
+            .get_mut(&DriveId(record.owner))
+            .ok_or(BookError::NotFound)?;
+        if drive
+            .head
+            .as_ref()
+            .is_some_and(|head| head.fields().seq >= fields.seq)
+        {
             return Err(BookError::Damaged("commit numbers go back"));
         }
         // Kept: the numbers some later commit can skip to, which are the prefixes of this number's ones.
-        drive.skips.retain(|seq, _| fields.seq & (u64::MAX << seq.trailing_zeros()) == *seq);
+        drive
+            .skips
+            .retain(|seq, _| fields.seq & (u64::MAX << seq.trailing_zeros()) == *seq);
         drive.skips.insert(fields.seq, commit.hash());
         drive.device_seqs.insert(fields.device, fields.device_seq);
         drive.received_ms = received_ms;

@@ -18,7 +18,7 @@ use sealdrive_proto::fields::Misshapen;
 use sealdrive_proto::id::{AccountId, CommitHash, DeviceId, DriveId};
 use sealdrive_proto::link::{AccountChain, ChainError, Link, LinkError};
 
-pub use drives::{Head, Lease, LeaseDecision};
+pub use drives::{GC_GENERATION, Head, Lease, LeaseDecision, split_commit};
 
 /// What a control record holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -98,7 +98,9 @@ impl From<CommitError> for BookError {
 impl From<ChainError> for BookError {
     fn from(error: ChainError) -> Self {
         match error {
-            ChainError::Stale => Self::Stale("the account chain has moved on; fetch it and sign again"),
+            ChainError::Stale => {
+                Self::Stale("the account chain has moved on; fetch it and sign again")
+            }
             ChainError::Signature | ChainError::Signer => Self::Proof,
             _ => Self::Malformed("this link may not stand in this chain"),
         }
@@ -147,7 +149,10 @@ pub struct Book {
 impl Book {
     /// An empty book.
     pub fn new(server_pk: [u8; 32]) -> Self {
-        Self { server_pk, state: Mutex::default() }
+        Self {
+            server_pk,
+            state: Mutex::default(),
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
