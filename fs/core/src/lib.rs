@@ -5,6 +5,7 @@ pub mod chunk;
 pub mod commit_body;
 pub mod diff;
 pub mod extent;
+pub mod history;
 pub mod journal;
 pub mod key_box;
 pub mod keys;
