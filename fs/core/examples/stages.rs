@@ -136,7 +136,7 @@ fn compress(chunks: &[&[u8]], total: usize, level: i32) {
         packed = 0;
         for chunk in chunks {
             packed += compressor
-                .compress_to_buffer(*chunk, &mut room[..])
+                .compress_to_buffer(chunk, &mut room[..])
                 .expect("fits")
                 .min(chunk.len());
         }

@@ -245,6 +245,20 @@ mod tests {
         }
     }
 
+    /// Both ciphers would open; only the commitment is another one.
+    #[test]
+    fn the_commitment_decides() {
+        let mut sealed = sealed();
+        let clear: [u8; HEADER] = *sealed.first_chunk().expect("header");
+        let keys = BoxKeys::derive(&root(), &clear);
+        let (head, rest) = sealed.split_at_mut(HEADER + COMMIT_LEN);
+        let (body, tag) = rest.split_last_chunk_mut::<TAG_LEN>().expect("tag");
+        keys.out.unlock(&[5; 24], head, body, tag).expect("own key");
+        head[HEADER] ^= 1;
+        *tag = keys.out.lock(&[5; 24], head, body);
+        assert_eq!(open_as(&root(), 1, 7, &sealed), Err(BoxError::Refused));
+    }
+
     #[test]
     fn the_fullest_box_fits() {
         let mut secrets = DomainSecrets::from_entropy(&[6; 128]);

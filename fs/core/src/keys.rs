@@ -365,7 +365,9 @@ mod tests {
         one.rotate(&[9; 64]).expect("second epoch");
         let bytes = one.encode();
         assert_eq!(bytes.len(), SECRETS_HEAD + 2 * EPOCH_LEN);
-        let two = DomainSecrets::decode(&bytes).ok().expect("decodes");
+        let Ok(two) = DomainSecrets::decode(&bytes) else {
+            panic!("decodes")
+        };
         assert_eq!(*two.encode(), *bytes);
         assert!(DomainSecrets::decode(&bytes[..bytes.len() - 1]).is_err());
         let mut falling = bytes.to_vec();

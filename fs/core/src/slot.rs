@@ -415,6 +415,29 @@ mod tests {
         }
     }
 
+    /// Neither cipher commits to its key, so a slot could be made that opens under two passphrases and tells which one was
+    /// tried. Here both ciphers would open and only the commitment is another one.
+    #[test]
+    fn the_commitment_decides() {
+        let mut slot = sealed();
+        let clear: [u8; HEADER] = *slot.first_chunk().expect("header");
+        let ask = Secret::copy_of(&[8; 32]);
+        let Ok(keys) = SlotKeys::derive("correct horse", &ask, Argon2Cost::FLOOR, &clear) else {
+            panic!("derives");
+        };
+        let (head, rest) = slot.split_at_mut(HEADER + COMMIT_LEN);
+        let (body, tag) = rest.split_last_chunk_mut::<TAG_LEN>().expect("tag");
+        keys.out
+            .unlock(nonce_of(&clear), head, body, tag)
+            .expect("own key");
+        head[HEADER] ^= 1;
+        *tag = keys.out.lock(nonce_of(&clear), head, body);
+        assert_eq!(
+            open("correct horse", 8, &expected(), &slot),
+            Err(SlotError::Refused)
+        );
+    }
+
     #[test]
     fn derived_signing_keys_are_apart() {
         let root = AccountRoot::from_bytes(&[3; 64], 1);

@@ -35,9 +35,9 @@ impl ChunkSizes {
     /// Even (fastcdc tests positions in pairs and only debug-asserts it), rising, `max` at most [`MAX_CHUNK`], and `min` long
     /// enough that what is read beyond a cut lies in the part of the next chunk that is skipped; else `None`.
     pub const fn new(min: usize, avg: usize, max: usize) -> Option<Self> {
-        let even = min % 2 == 0 && avg % 2 == 0 && max % 2 == 0;
-        // The window must not reach into the chunk before: that is why cutting resumes with nothing remembered.
-        let apart = min >= BLOCK + WINDOW && min >= 2 * WINDOW;
+        let even = min.is_multiple_of(2) && avg.is_multiple_of(2) && max.is_multiple_of(2);
+        // More than two windows: none reaches into the chunk before, which is why cutting resumes with nothing remembered.
+        let apart = min >= BLOCK + WINDOW;
         if even && apart && min < avg && avg < max && max <= MAX_CHUNK {
             Some(Self { min, avg, max })
         } else {
