@@ -1,7 +1,7 @@
 //! How fast the tree is, by hand: `cargo run --release --example tree_speed [FILES]`. Prints records per second.
 //!
-//! The map is that of a source tree: directories of 16 files, four records each. Not a benchmark harness; BENCHMARKS.md is made
-//! by the suite.
+//! The map is that of a source tree: directories of 16 files, four records each. Not a benchmark harness; BENCHMARKS.md
+//! is made by the suite.
 #![allow(clippy::expect_used, reason = "an example stops where it fails")]
 
 use std::cell::RefCell;

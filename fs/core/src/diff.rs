@@ -1,7 +1,7 @@
 //! The difference of two trees, at the cost of what differs.
 //!
-//! Invariant: equal subtrees are never entered, because equal references are equal records. Called by history: what changed
-//! between two commits, and in which files.
+//! Invariant: equal subtrees are never entered, because equal references are equal records. Called by history: what
+//! changed between two commits, and in which files.
 
 use std::cmp::Ordering;
 use std::ops::ControlFlow;
@@ -19,8 +19,8 @@ pub struct Difference<'a> {
     pub new: Option<&'a [u8]>,
 }
 
-/// Shows what differs between two trees in key order until `each` breaks. On `Missing` some has been shown already: history
-/// reads with nodes that wait for what they fetch.
+/// Shows what differs between two trees in key order until `each` breaks. On `Missing` some has been shown already:
+/// history reads with nodes that wait for what they fetch.
 pub fn diff(
     nodes: &dyn Nodes,
     old: &Root,

@@ -1,7 +1,7 @@
 //! Extents of a file: what its ranges are made of, and how they change.
 //!
-//! Invariant: records of one file never overlap and hold no holes; every change looks at the records around its range only,
-//! whatever the size of the file. Called by the drive inside a transaction. Ranges are cut at `MAX_FILE`.
+//! Invariant: records of one file never overlap and hold no holes; every change looks at the records around its range
+//! only, whatever the size of the file. Called by the drive inside a transaction. Ranges are cut at `MAX_FILE`.
 
 use std::ops::ControlFlow;
 
@@ -55,8 +55,8 @@ impl Change {
     }
 }
 
-/// What `[off, off + len)` is made of: segments without gap or overlap, holes among them. Neighbours that are one run of one
-/// chunk, or one hole, are one segment.
+/// What `[off, off + len)` is made of: segments without gap or overlap, holes among them. Neighbours that are one run
+/// of one chunk, or one hole, are one segment.
 pub fn segments(view: &View<'_>, ino: Ino, off: u64, len: u64) -> Result<Vec<Segment>, ReadError> {
     let end = end_of(off, len);
     let mut found: Vec<Segment> = Vec::new();
@@ -134,8 +134,8 @@ pub fn truncate(txn: &mut Txn<'_>, ino: Ino, size: u64) -> Result<u64, ReadError
     punch(txn, ino, size, MAX_FILE.saturating_sub(size))
 }
 
-/// Makes a range of `to.0` from `to.1` on the same as `len` bytes of `from.0` from `from.1` on: extents are copied, not bytes, and
-/// holes stay holes. The ranges may overlap: the result is as if the source had been read first.
+/// Makes a range of `to.0` from `to.1` on the same as `len` bytes of `from.0` from `from.1` on: extents are copied, not
+/// bytes, and holes stay holes. The ranges may overlap: the result is as if the source had been read first.
 pub fn clone_range(
     txn: &mut Txn<'_>,
     from: (Ino, u64),

@@ -1,13 +1,14 @@
-//! The merge: sorted edits into a tree, level by level, touching only the nodes on the edited paths and the neighbours whose
-//! borders move.
+//! The merge: sorted edits into a tree, level by level, touching only the nodes on the edited paths and the neighbours
+//! whose borders move.
 //!
-//! Invariant: *incremental ≡ rebuild*. Where a level is cut into nodes depends on its entries alone, never on the order in
-//! which they came, so the same map always has the same root. Called by the checkpoint.
+//! Invariant: *incremental ≡ rebuild*. Where a level is cut into nodes depends on its entries alone, never on the order
+//! in which they came, so the same map always has the same root. Called by the checkpoint.
 //!
-//! The rule, per level and left to right: a node ends after an entry that [`ends_node`] picks (above the leaves: if it has two
-//! entries by then, so that every level is at most half as long as the one below), or before an entry that would take it over
-//! `MAX_NODE`. The first level with a single node is the root. To edit a level we start at a border that the edit cannot move,
-//! feed old entries and edits through the rule, and stop at the first old border that is a border again.
+//! The rule, per level and left to right: a node ends after an entry that [`ends_node`] picks (above the leaves: if it
+//! has two entries by then, so that every level is at most half as long as the one below), or before an entry that
+//! would take it over `MAX_NODE`. The first level with a single node is the root. To edit a level we start at a border
+//! that the edit cannot move, feed old entries and edits through the rule, and stop at the first old border that is a
+//! border again.
 
 use std::iter::Peekable;
 use std::sync::Arc;
@@ -24,10 +25,11 @@ const COMPARED: usize = 3;
 
 /// Applies edits, which must rise strictly by key (`None` deletes), and returns the new root.
 ///
-/// `root` is `None` for the empty map. `put` stores a node's plaintext and names it; nodes that did not change are not put
-/// again, and in rare cases (a tree that becomes lower) a node is put that nothing refers to. Works in memory proportional
-/// to the height of the tree and the number of new nodes. On `Missing` the caller fetches the node and calls again with the
-/// same edits; [`wanted`] tells beforehand what most of them need. `E` is whatever error `put` has.
+/// `root` is `None` for the empty map. `put` stores a node's plaintext and names it; nodes that did not change are not
+/// put again, and in rare cases (a tree that becomes lower) a node is put that nothing refers to. Works in memory
+/// proportional to the height of the tree and the number of new nodes. On `Missing` the caller fetches the node and
+/// calls again with the same edits; [`wanted`] tells beforehand what most of them need. `E` is whatever error `put`
+/// has.
 pub fn apply<E, K, V>(
     nodes: &dyn Nodes,
     root: Option<&Root>,
@@ -75,7 +77,8 @@ where
     merge.finish(top.level().max(1), overlay_of(old, changes))
 }
 
-/// Whether the rule ends a node after this entry: true for one byte in [`MEAN_NODE`] on average, whatever stands around it.
+/// Whether the rule ends a node after this entry: true for one byte in [`MEAN_NODE`] on average, whatever stands around
+/// it.
 pub fn ends_node(node_key: &[u8; 32], level: u8, key: &[u8], entry_len: usize) -> bool {
     let mut input = [0; 1 + MAX_KEY];
     input[0] = level;
@@ -88,8 +91,8 @@ pub fn ends_node(node_key: &[u8; 32], level: u8, key: &[u8], entry_len: usize) -
     u64::from_le_bytes(*head) < (entry_len as u64).saturating_mul(u64::MAX / MEAN_NODE)
 }
 
-/// Nodes not in memory on the paths to `keys` (rising), at most `limit`: fetch them together instead of one per `Missing`.
-/// One call finds one level of what is missing, so it is called until the answer is empty.
+/// Nodes not in memory on the paths to `keys` (rising), at most `limit`: fetch them together instead of one per
+/// `Missing`. One call finds one level of what is missing, so it is called until the answer is empty.
 pub fn wanted<K: AsRef<[u8]>>(
     nodes: &dyn Nodes,
     root: &Root,
@@ -169,7 +172,8 @@ impl<E: From<TreeError>> Merge<'_, E> {
         Ok(run.made)
     }
 
-    /// Builds upwards from the entries of `level` until one node is left, then steps down while that node has one child.
+    /// Builds upwards from the entries of `level` until one node is left, then steps down while that node has one
+    /// child.
     fn finish(&mut self, mut level: u8, mut entries: Vec<Entry>) -> Result<Root, E> {
         while entries.len() > 1 {
             entries = self.build(level, entries)?;
@@ -346,8 +350,8 @@ impl Run {
         }
     }
 
-    /// Whether the beginning of an old node, after the first of the run, is a border again: its first entry stays and does
-    /// not fit into what is being built.
+    /// Whether the beginning of an old node, after the first of the run, is a border again: its first entry stays and
+    /// does not fit into what is being built.
     fn meets_border<E: From<TreeError>>(
         &mut self,
         merge: &mut Merge<'_, E>,
@@ -430,7 +434,8 @@ impl Run {
         self.compared.push((Arc::clone(node), reference));
     }
 
-    /// The old nodes go, the new ones come; a new one under an old key replaces it, and one that is the same is no change.
+    /// The old nodes go, the new ones come; a new one under an old key replaces it, and one that is the same is no
+    /// change.
     fn into_changes(self) -> Vec<Change> {
         let mut gone = self.gone.into_iter().peekable();
         let mut changes = Vec::with_capacity(gone.len() + self.made.len());

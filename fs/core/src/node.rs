@@ -1,8 +1,9 @@
 //! A tree node: a run of entries of the ordered map, or of references to such runs.
 //!
-//! Layout: `1 ‖ level u8 ‖ count u16`, then the entries. Level 0: `klen u16 ‖ vlen u16 ‖ key ‖ value`. Above: `klen u16 ‖ key ‖
-//! reference41`, the key being the last one below. Invariant: a `Node` decoded from bytes encodes to the same bytes: keys rise
-//! strictly, all records known here are canonical, nothing is left over. Called by the tree and by node caches.
+//! Layout: `1 ‖ level u8 ‖ count u16`, then the entries. Level 0: `klen u16 ‖ vlen u16 ‖ key ‖ value`. Above: `klen u16
+//! ‖ key ‖ reference41`, the key being the last one below. Invariant: a `Node` decoded from bytes encodes to the same
+//! bytes: keys rise strictly, all records known here are canonical, nothing is left over. Called by the tree and by
+//! node caches.
 
 use bytes::Bytes;
 use sealdrive_proto::limits::{MAX_NODE, MAX_VALUE};
@@ -10,10 +11,11 @@ use sealdrive_proto::limits::{MAX_NODE, MAX_VALUE};
 use crate::record::{self, KeyRef, MAX_KEY};
 use crate::reference::Reference;
 
-/// Highest level a node may have. Every inner node but the last of its level has two children or more, so a tree of 2^32
-/// leaves is lower than this.
+/// Highest level a node may have. Every inner node but the last of its level has two children or more, so a tree of
+/// 2^32 leaves is lower than this.
 pub const MAX_LEVEL: u8 = 32;
-/// Node length aimed at, bytes: at this mean one 4 KiB overwrite costs little and 79,000 files make some thousand nodes.
+/// Node length aimed at, bytes: at this mean one 4 KiB overwrite costs little and 79,000 files make some thousand
+/// nodes.
 pub const MEAN_NODE: u64 = 6144;
 
 const VERSION: u8 = 1;
@@ -209,7 +211,8 @@ impl NodeBuilder {
         self.bytes.len() + entry_len(self.level, key, value) > MAX_NODE
     }
 
-    /// Appends an entry. Panics if keys do not rise, a part is too long or the node overflows: nothing wrong may be written.
+    /// Appends an entry. Panics if keys do not rise, a part is too long or the node overflows: nothing wrong may be
+    /// written.
     pub(crate) fn push(&mut self, key: &[u8], value: &[u8]) {
         assert!(
             key.len() <= MAX_KEY && value.len() <= MAX_VALUE && !self.overflows(key, value),

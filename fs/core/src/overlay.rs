@@ -1,8 +1,9 @@
 //! The overlay: mutations that are not in the tree yet, as an ordered map over it.
 //!
-//! Packed into pages, because 79,000 new files are 316,000 records and a map of boxed keys and values holds them in more than
-//! twice the memory. Invariant: `bytes` is what the overlay costs in memory, within some percent: the drive's budget counts on
-//! it. Called by the drive (its active and its frozen overlay) and by a transaction for its own pending edits.
+//! Packed into pages, because 79,000 new files are 316,000 records and a map of boxed keys and values holds them in
+//! more than twice the memory. Invariant: `bytes` is what the overlay costs in memory, within some percent: the drive's
+//! budget counts on it. Called by the drive (its active and its frozen overlay) and by a transaction for its own
+//! pending edits.
 
 mod page;
 

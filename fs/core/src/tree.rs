@@ -1,8 +1,9 @@
 //! Reading the tree: lookups, ranges and cursors over nodes that may not be in memory.
 //!
-//! Invariant: nothing is believed that a parent does not confirm: level, last key and the border to the left are checked at
-//! every step down, so a node in the wrong place is damage and never another file's record. All functions are pure: on
-//! `Missing` the caller fetches the node and calls again. Called by views, the merge, history and prefetch.
+//! Invariant: nothing is believed that a parent does not confirm: level, last key and the border to the left are
+//! checked at every step down, so a node in the wrong place is damage and never another file's record. All functions
+//! are pure: on `Missing` the caller fetches the node and calls again. Called by views, the merge, history and
+//! prefetch.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -79,8 +80,8 @@ pub fn load_root(nodes: &dyn Nodes, root: &Root) -> Result<Arc<Node>, TreeError>
 
 /// A place in one level of a tree: a path of nodes from the root down.
 ///
-/// After `seek` it stands on the first entry not below the key. When there is none it stands behind the last entry of the
-/// last node, and `entry` is `None`.
+/// After `seek` it stands on the first entry not below the key. When there is none it stands behind the last entry of
+/// the last node, and `entry` is `None`.
 pub(crate) struct Cursor<'n> {
     nodes: &'n dyn Nodes,
     root: Reference,

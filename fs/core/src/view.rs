@@ -1,7 +1,9 @@
-//! A view: the drive's map as it stands now, overlays over tree. And a transaction: a view with edits of its own on top.
+//! A view: the drive's map as it stands now, overlays over tree. And a transaction: a view with edits of its own on
+//! top.
 //!
-//! Invariant: the newest layer that mentions a key decides, and a deletion hides everything below it. A transaction changes
-//! nothing until its edits are taken, so an operation that fails half way has done nothing. Called by the drive.
+//! Invariant: the newest layer that mentions a key decides, and a deletion hides everything below it. A transaction
+//! changes nothing until its edits are taken, so an operation that fails half way has done nothing. Called by the
+//! drive.
 
 use std::ops::ControlFlow;
 
@@ -118,7 +120,8 @@ impl<'a> View<'a> {
         Ok(empty)
     }
 
-    /// Lists the directory in the order of its names' bytes. Errors leave a part in `each`: collect anew after `Missing`.
+    /// Lists the directory in the order of its names' bytes. Errors leave a part in `each`: collect anew after
+    /// `Missing`.
     pub fn list(
         &self,
         ino: Ino,

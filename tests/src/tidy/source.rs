@@ -50,11 +50,12 @@ impl Source {
         out
     }
 
-    /// Is this a test rather than product: the tests crate, a `tests/` or `benches/` directory, a `tests.rs` module?
+    /// Is this a test rather than product: the tests crate, a `tests/`, `benches/` or `examples/` directory, a `tests.rs`
+    /// module?
     pub fn is_test(&self) -> bool {
         self.path
             .split('/')
-            .any(|part| matches!(part, "tests" | "benches" | "tests.rs"))
+            .any(|part| matches!(part, "tests" | "benches" | "examples" | "tests.rs"))
     }
 }
 

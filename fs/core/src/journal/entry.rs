@@ -1,7 +1,8 @@
 //! Entries of a journal record, and the record's plaintext.
 //!
-//! Layout: `1 ‖ synced u64`, then entries. Operation: `1 ‖ seq u64 ‖ count u32`, then per edit `klen u16 ‖ vlen u16 ‖ key ‖ value`,
-//! `vlen` 0xffff meaning a deletion. Data: `2 ‖ seq u64 ‖ ino u64 ‖ off u64 ‖ len u32 ‖ bytes`. Discard: `3 ‖ seq ‖ ino ‖ off ‖ len`, u64 each.
+//! Layout: `1 ‖ synced u64`, then entries. Operation: `1 ‖ seq u64 ‖ count u32`, then per edit `klen u16 ‖ vlen u16 ‖
+//! key ‖ value`, `vlen` 0xffff meaning a deletion. Data: `2 ‖ seq u64 ‖ ino u64 ‖ off u64 ‖ len u32 ‖ bytes`. Discard:
+//! `3 ‖ seq ‖ ino ‖ off ‖ len`, u64 each.
 
 use bytes::Bytes;
 use zeroize::Zeroizing;

@@ -1,4 +1,5 @@
-//! The grammar of the journal: what makes fsync true, as bytes. Files, fdatasync and recovery order belong to the engine.
+//! The grammar of the journal: what makes fsync true, as bytes. Files, fdatasync and recovery order belong to the
+//! engine.
 //!
 //! A journal is a row of segments, a segment is a header and a row of sealed records, a record is a batch of entries.
 //! Invariant: reading yields a prefix of what was appended, holding all that was synced; if it cannot, it says so.
@@ -22,10 +23,11 @@ use crate::local::LocalKeys;
 
 /// Length of a segment header, bytes.
 pub const HEADER_LEN: usize = 104;
-/// Entries share a record up to this many bytes: small enough to seal and to read back at once. A longer entry has its own.
+/// Entries share a record up to this many bytes: small enough to seal and to read back at once. A longer entry has its
+/// own.
 pub const RECORD_TARGET: usize = 1 << 20;
-/// Longest record, bytes. One operation is one entry and is never split; the longest known is the truncation of a file of a
-/// million extents. A length field above it is noise, not a record.
+/// Longest record, bytes. One operation is one entry and is never split; the longest known is the truncation of a file
+/// of a million extents. A length field above it is noise, not a record.
 pub const MAX_RECORD: usize = 64 << 20;
 
 const MAGIC: [u8; 8] = *b"SDJ1\x01\0\0\0";

@@ -1,8 +1,9 @@
 //! Reads a segment back, record by record, up to where the machine stopped writing.
 //!
-//! Invariant: a segment ends cleanly, or with a torn tail that was never synced, or the reader says that it is damaged. A bad
-//! record is a torn tail unless a later record opens that was made when the bad one was already durable, or a later segment
-//! names another end. (Only the very last flush has no witness: losing it looks like a torn tail.) Called by recovery.
+//! Invariant: a segment ends cleanly, or with a torn tail that was never synced, or the reader says that it is damaged.
+//! A bad record is a torn tail unless a later record opens that was made when the bad one was already durable, or a
+//! later segment names another end. (Only the very last flush has no witness: losing it looks like a torn tail.) Called
+//! by recovery.
 
 use super::entry::{Entry, decode_record, encode_record};
 use super::{HEADER_LEN, JournalError, MAX_RECORD, RECORD_HEAD, SealRecord, SegmentHeader, tag_of};

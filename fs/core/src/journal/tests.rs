@@ -187,7 +187,8 @@ fn every_flipped_byte_of_what_was_synced_is_noticed() {
     }
 }
 
-/// Story: one append of several records, power lost before fdatasync; the disk had kept the later pages and not the earlier.
+/// Story: one append of several records, power lost before fdatasync; the disk had kept the later pages and not the
+/// earlier.
 #[test]
 fn a_hole_in_what_was_never_synced_is_a_torn_tail() {
     let (bytes, ends, _) = segment(4, false);

@@ -1,7 +1,8 @@
 //! Writes a segment: entries in, bytes to append out.
 //!
-//! Invariant: every record says how many before it were durable when it was made. That is what tells a torn tail (the machine
-//! stopped before fdatasync returned; nothing promised) from damage (a promise broken). Called by the engine's flush.
+//! Invariant: every record says how many before it were durable when it was made. That is what tells a torn tail (the
+//! machine stopped before fdatasync returned; nothing promised) from damage (a promise broken). Called by the engine's
+//! flush.
 
 use super::entry::{Entry, encode_record};
 use super::{HEADER_LEN, RECORD_HEAD, RECORD_TARGET, SealRecord, SegmentHeader, tag_of};
@@ -18,8 +19,8 @@ pub struct SegmentWriter {
 impl SegmentWriter {
     /// Begins a segment: returns it and its first bytes, header and an empty record that vouches for it.
     ///
-    /// The engine syncs the segment before, writes these bytes, syncs file and directory, and only then appends: so a file
-    /// that is longer than these bytes, but does not begin with them, is damaged.
+    /// The engine syncs the segment before, writes these bytes, syncs file and directory, and only then appends: so a
+    /// file that is longer than these bytes, but does not begin with them, is damaged.
     pub fn begin(header: &SegmentHeader, keys: &dyn SealRecord) -> (Self, Vec<u8>) {
         let mut writer = Self {
             header: header.encode(),
@@ -33,7 +34,8 @@ impl SegmentWriter {
         (writer, bytes)
     }
 
-    /// Bytes to append for these entries, in pieces for one vectored write. Each payload is copied once, into the record.
+    /// Bytes to append for these entries, in pieces for one vectored write. Each payload is copied once, into the
+    /// record.
     pub fn append(&mut self, keys: &dyn SealRecord, entries: &[Entry]) -> Vec<Vec<u8>> {
         let mut pieces = Vec::new();
         let (mut from, mut len) = (0, 0);

@@ -1,7 +1,7 @@
 //! A page of an overlay: some entries packed in key order, a few kilobytes.
 //!
-//! Layout in memory: `klen u16 ‖ vlen u16 ‖ key ‖ value` per entry, `vlen` 0xffff for a deletion. Invariant: keys rise strictly and
-//! `starts` holds where each begins. Called by the overlay only.
+//! Layout in memory: `klen u16 ‖ vlen u16 ‖ key ‖ value` per entry, `vlen` 0xffff for a deletion. Invariant: keys rise
+//! strictly and `starts` holds where each begins. Called by the overlay only.
 
 use crate::record::MAX_KEY;
 use sealdrive_proto::limits::MAX_VALUE;
@@ -57,7 +57,8 @@ impl Page {
         Err(low)
     }
 
-    /// Sets the entry at `place`, which is what `search` said of its key. False, and nothing done, if the page would be too long.
+    /// Sets the entry at `place`, which is what `search` said of its key. False, and nothing done, if the page would be
+    /// too long.
     pub(super) fn set(
         &mut self,
         place: Result<usize, usize>,
@@ -100,8 +101,9 @@ impl Page {
         true
     }
 
-    /// Where to split so that there is room at `place`: at the place itself if insertions run there, else in the middle. The
-    /// place of a new key never falls into the part before and behind at once: only a split there leaves a part empty.
+    /// Where to split so that there is room at `place`: at the place itself if insertions run there, else in the
+    /// middle. The place of a new key never falls into the part before and behind at once: only a split there leaves a
+    /// part empty.
     pub(super) fn split_at(&self, place: Result<usize, usize>) -> usize {
         let run = usize::from(self.latest)..=usize::from(self.latest) + 2;
         match place {

@@ -1,8 +1,8 @@
 //! An extent record: where the bytes of a file from some offset on are found.
 //!
-//! Layout: `1 ‖ reference41 ‖ skip u32 ‖ len u32` (bytes `skip..skip+len` of a chunk), or `2 ‖ bytes`. The file offset is in
-//! the key. Invariant: extents of a file never overlap, none is longer than `MAX_CHUNK`, and a hole has no record: so one
-//! state has one spelling, and what covers an offset is found by looking back at most `MAX_CHUNK` bytes.
+//! Layout: `1 ‖ reference41 ‖ skip u32 ‖ len u32` (bytes `skip..skip+len` of a chunk), or `2 ‖ bytes`. The file offset
+//! is in the key. Invariant: extents of a file never overlap, none is longer than `MAX_CHUNK`, and a hole has no
+//! record: so one state has one spelling, and what covers an offset is found by looking back at most `MAX_CHUNK` bytes.
 
 use bytes::Bytes;
 use sealdrive_proto::limits::{MAX_CHUNK, MAX_VALUE};

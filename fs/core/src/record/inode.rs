@@ -1,8 +1,9 @@
 //! The inode record.
 //!
-//! Layout: `1 ‖ kind u8 ‖ flags u8 ‖ mode u16 ‖ uid u32 ‖ gid u32 ‖ nlink u32 ‖ size u64 ‖ generation u32 ‖ mtime`, then, each only
-//! if its flag is set: atime, ctime, btime, `allocated u64`, `rdev u64`, digest (32), target (the rest). A time is `secs i64 ‖ nanos u32`.
-//! Invariant: a flag is set exactly when the field differs from its default (times: mtime; allocated: size; others: zero or empty).
+//! Layout: `1 ‖ kind u8 ‖ flags u8 ‖ mode u16 ‖ uid u32 ‖ gid u32 ‖ nlink u32 ‖ size u64 ‖ generation u32 ‖ mtime`,
+//! then, each only if its flag is set: atime, ctime, btime, `allocated u64`, `rdev u64`, digest (32), target (the
+//! rest). A time is `secs i64 ‖ nanos u32`. Invariant: a flag is set exactly when the field differs from its default
+//! (times: mtime; allocated: size; others: zero or empty).
 
 use bytes::Bytes;
 use sealdrive_proto::limits::MAX_VALUE;
@@ -10,8 +11,8 @@ use sealdrive_proto::limits::MAX_VALUE;
 use super::fields::Fields;
 use super::{BadRecord, MAX_FILE, Value};
 
-/// Longest symlink target that stands in the inode record, bytes. A longer one (the kernel allows 4,095) lives in inline
-/// extents of the symlink's own inode: then `target` is empty and `size` is its length.
+/// Longest symlink target that stands in the inode record, bytes. A longer one (the kernel allows 4,095) lives in
+/// inline extents of the symlink's own inode: then `target` is empty and `size` is its length.
 pub const TARGET_MAX: usize = MAX_VALUE - 160;
 
 const VERSION: u8 = 1;

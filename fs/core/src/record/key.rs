@@ -1,7 +1,7 @@
 //! Keys of the map: `ino u64 ‖ tag u8 ‖ …`, integers big-endian so that the order of bytes is the order of numbers.
 //!
-//! Invariant: keys compare as byte strings, and everything of one inode stands together. A key from outside is only trusted
-//! after [`KeyRef::parse`]. Called by everything that touches a record.
+//! Invariant: keys compare as byte strings, and everything of one inode stands together. A key from outside is only
+//! trusted after [`KeyRef::parse`]. Called by everything that touches a record.
 
 use std::borrow::Borrow;
 use std::fmt;

@@ -1,7 +1,8 @@
 //! Records: the entries of a drive's ordered map, as typed keys and typed values.
 //!
-//! Invariant: every encoding is canonical. Whatever decodes, encodes to the same bytes; anything else is refused, because a
-//! second spelling of one state would give it a second tree root. Called by the tree, the extents, the journal and the drive.
+//! Invariant: every encoding is canonical. Whatever decodes, encodes to the same bytes; anything else is refused,
+//! because a second spelling of one state would give it a second tree root. Called by the tree, the extents, the
+//! journal and the drive.
 
 pub mod dentry;
 pub mod extent;
@@ -20,7 +21,8 @@ pub use xattr::{XATTR_DIRECT_MAX, Xattr};
 
 use sealdrive_proto::limits::MAX_VALUE;
 
-/// The bytes of one record. Shared and two words wide: hundreds of thousands wait in an overlay, and each stands in the log too.
+/// The bytes of one record. Shared and two words wide: hundreds of thousands wait in an overlay, and each stands in the
+/// log too.
 pub type Value = Arc<[u8]>;
 
 /// Longest file or file offset, bytes: what the kernel's signed 64-bit offset can name.
@@ -31,7 +33,8 @@ pub const MAX_FILE: u64 = i64::MAX as u64;
 #[error("damaged {0} record")]
 pub struct BadRecord(pub &'static str);
 
-/// Refuses a key or value that is not canonical. Record types this version does not know pass: they are kept as they are.
+/// Refuses a key or value that is not canonical. Record types this version does not know pass: they are kept as they
+/// are.
 pub fn check(key: &[u8], value: &[u8]) -> Result<(), BadRecord> {
     if value.len() > MAX_VALUE {
         return Err(BadRecord("oversized"));

@@ -64,10 +64,11 @@ fn records_nodes_roots_and_journals_keep_their_bytes() {
     let small = &edits()[..1];
     let node = store.apply(None, small);
     let bytes = store.nodes.borrow()[&node.0].bytes().clone();
-    // version, level, count | key and value length | key | version, kind, flags, mode, uid, gid, nlink | size, generation |
-    // mtime, atime | allocated
-    let expected = "01000100 09003d00 000000000000000100 010109 a001 e8030000 64000000 01000000 e803000000000000 00000000 \
-                    6bffffffffffffffffc99a3b 0700000000000000ffc99a3b 0000000000000000";
+    // version, level, count | key and value length | key | version, kind, flags, mode, uid, gid, nlink | size,
+    // generation | mtime, atime | allocated
+    let expected = "01000100 09003d00 000000000000000100 010109 a001 e8030000 64000000 01000000 \
+                    e803000000000000 00000000 6bffffffffffffffffc99a3b 0700000000000000ffc99a3b \
+                    0000000000000000";
     assert_eq!(hex(&bytes), expected.replace(' ', ""));
     let root = store.apply(None, &edits());
     // The root under BLAKE3 without a key in place of the cid.

@@ -1,4 +1,5 @@
-//! The tree against a plain ordered map: incremental ≡ rebuild, lookups and ranges ≡ model, bounds, and refusal of damage.
+//! The tree against a plain ordered map: incremental ≡ rebuild, lookups and ranges ≡ model, bounds, and refusal of
+//! damage.
 //!
 //! The rebuild in `world` is written from FORMAT.md and shares no code with the merge.
 #![allow(

@@ -1,4 +1,5 @@
-//! What the tree tests share: a store of nodes, random maps and edits, and the root of a map by the letter of FORMAT.md.
+//! What the tree tests share: a store of nodes, random maps and edits, and the root of a map by the letter of
+//! FORMAT.md.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap, HashSet};
