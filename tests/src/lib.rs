@@ -8,6 +8,7 @@
 pub mod bench;
 pub mod canary;
 pub mod compare;
+pub mod conformance;
 pub mod made;
 pub mod proxy;
 pub mod tidy;

@@ -151,8 +151,7 @@ impl Subject {
         ours.unmount();
         std::fs::remove_dir_all(ours.machine.home()).unwrap();
         std::fs::create_dir_all(ours.machine.home()).unwrap();
-        ours.machine
-            .recover(&ours.machine.kit(), &ours.server.invite());
+        ours.machine.recover(&ours.machine.kit());
         drop_pages();
         ours.mounted = Some(ours.machine.mount());
     }

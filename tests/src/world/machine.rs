@@ -77,17 +77,10 @@ impl Machine {
             .ok();
     }
 
-    /// Joins this machine to an account with nothing but its kit and the address.
+    /// Joins this machine to an account with nothing but its kit, which names the server, and the passphrase.
     #[track_caller]
-    pub fn recover(&self, kit: &Path, connect: &str) {
-        self.run(&[
-            "recover",
-            "--server",
-            connect,
-            "--kit",
-            kit.to_str().unwrap(),
-        ])
-        .ok();
+    pub fn recover(&self, kit: &Path) {
+        self.run(&["recover", "--kit", kit.to_str().unwrap()]).ok();
     }
 
     /// Mounts in the foreground of a process of its own and waits until the drive answers.

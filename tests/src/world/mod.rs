@@ -38,6 +38,9 @@ impl World {
             .prefix("sealdrive-world-")
             .tempdir_in(place)
             .unwrap();
+        // Other users must be able to walk in: conformance tests switch to them.
+        let walkable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(directory.path(), walkable).unwrap();
         Self { directory }
     }
 

@@ -28,7 +28,7 @@ impl Server {
             .map(|argument| (*argument).to_owned())
             .collect();
         let daemon = spawn(data, address, &arguments);
-        let server = Self {
+        let mut server = Self {
             data: data.to_owned(),
             address,
             arguments,
@@ -36,6 +36,11 @@ impl Server {
         };
         server.wait_ready();
         server
+    }
+
+    /// A server without TLS, which it allows on loopback only: for recording what goes over the wire.
+    pub fn start_plaintext(data: &Path) -> Self {
+        Self::start(data, &["--plaintext"])
     }
 
     /// Where it keeps everything.
@@ -55,9 +60,14 @@ impl Server {
 
     /// A one-time connect string for a new account, from the operator's command.
     pub fn invite(&self) -> String {
+        self.invite_at(self.address)
+    }
+
+    /// As `invite`, for clients that reach this server at another address.
+    pub fn invite_at(&self, address: SocketAddr) -> String {
         let mut invite = Command::new(program("sealdrive-server"));
         invite.arg("invite").arg("--data").arg(&self.data);
-        invite.arg("--address").arg(self.address.to_string());
+        invite.arg("--address").arg(address.to_string());
         let said = run(&mut invite, PATIENCE).ok().stdout;
         let found = said
             .split_whitespace()
@@ -94,8 +104,11 @@ impl Server {
         self.daemon.said()
     }
 
-    fn wait_ready(&self) {
+    fn wait_ready(&mut self) {
         wait_for("the server listens", PATIENCE, || {
+            if let Some(code) = self.daemon.ended() {
+                panic!("the server ended with {code}:\n{}", self.daemon.said());
+            }
             TcpStream::connect(self.address).ok()
         });
     }
