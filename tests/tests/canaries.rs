@@ -6,11 +6,14 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 
 use rustix::fs::{XattrFlags, setxattr};
+use sealdrive::account::{AccountError, Opened};
+use sealdrive::home::Home;
+use sealdrive::unlock::Where;
 use sealdrive_core::kit::Kit;
 use sealdrive_tests::canary::{Needle, search};
 use sealdrive_tests::made::prose;
 use sealdrive_tests::proxy::Proxy;
-use sealdrive_tests::world::{PASSPHRASE, Server, World};
+use sealdrive_tests::world::{Machine, PASSPHRASE, Server, World, program};
 
 const NAME: &str = "canary-name-of-file-5d1e8a";
 const DIRECTORY: &str = "canary-name-of-directory-77ab02";
@@ -59,7 +62,7 @@ fn plant(root: &Path) {
     fs::write(directory.join("over"), vec![b'-'; 50_000]).unwrap();
 }
 
-/// What must never be seen: planted strings, the passphrase, the account secret key of the kit.
+/// What must never be seen: planted strings, the passphrase, the account secret key as bytes and as printed.
 fn needles(kit: &Path) -> Vec<Needle> {
     let planted = [
         NAME,
@@ -80,14 +83,36 @@ fn needles(kit: &Path) -> Vec<Needle> {
         .collect();
     let text = fs::read_to_string(kit).unwrap();
     let kit = Kit::parse(&text).unwrap();
-    needles.push(Needle::new("account secret key", kit.secret_key()));
-    let code = kit.to_string();
-    let dense: String = code.chars().filter(|c| c.is_ascii_alphanumeric()).collect();
-    // From the middle of the code: its beginning names account and server, which are no secrets.
-    needles.push(Needle::new(
-        "recovery kit",
-        &dense.as_bytes()[dense.len() - 50..dense.len() - 10],
-    ));
+    needles.push(Needle::new("account secret key", kit.ask.expose()));
+    let dense: String = kit
+        .encode()
+        .chars()
+        .filter(char::is_ascii_alphanumeric)
+        .collect();
+    // The digits of the account secret key: what stands before them names account and server, which are no secrets.
+    needles.push(Needle::new("recovery kit", &dense.as_bytes()[110..150]));
+    needles
+}
+
+/// The keys of an enrolled machine, opened as its own programs open them.
+fn keys(machine: &Machine) -> Vec<Needle> {
+    let home = Home::locate(Some(machine.home())).unwrap();
+    let place = Where::Process(program("sealdrive"));
+    let opened = Opened::open(&home, &place, || {
+        Err(AccountError::Tampered("asked for a passphrase".into()))
+    })
+    .unwrap();
+    let keys = &opened.keystore;
+    let mut needles = vec![Needle::new("device signing key", keys.device_seed.expose())];
+    // Version, K_id, K_cdc, count; then for each epoch its number, R_in and R_out.
+    let secrets = keys.secrets.encode();
+    for (name, at) in [("K_id", 1), ("K_cdc", 33), ("R_in", 73), ("R_out", 105)] {
+        needles.push(Needle::new(name, &secrets[at..at + 32]));
+    }
+    for drive in &keys.drives {
+        needles.push(Needle::new("local key, inner", &drive.local.expose()[..32]));
+        needles.push(Needle::new("local key, outer", &drive.local.expose()[32..]));
+    }
     needles
 }
 
@@ -101,7 +126,8 @@ fn no_canary_leaves_the_plaintext() {
     machine.init(&server.invite_at(proxy.address()));
     let kit = world.path("printed-kit.txt");
     fs::rename(machine.kit(), &kit).unwrap();
-    let needles = needles(&kit);
+    let mut needles = needles(&kit);
+    needles.extend(keys(&machine));
 
     let mounted = machine.mount();
     plant(mounted.path());

@@ -10,7 +10,7 @@ use sealdrive_tests::world::{World, run};
 /// Building a virtual environment downloads; on a busy machine that takes a while.
 const INSTALL: Duration = Duration::from_secs(600);
 /// The name our servers' certificates carry.
-const SERVER_NAME: &str = "localhost";
+const SERVER_NAME: &str = "sealdrive.invalid";
 
 /// A Python with grpcio: the one scripts/test made, or one made here.
 fn python() -> PathBuf {

@@ -8,6 +8,9 @@ use std::process::Command;
 
 use super::{Daemon, PATIENCE, program, run, wait_for};
 
+/// No TLS; the server and the connect string allow it on loopback only.
+const PLAINTEXT: &str = "--plaintext-loopback";
+
 /// A running server; killed when dropped.
 pub struct Server {
     data: PathBuf,
@@ -40,7 +43,7 @@ impl Server {
 
     /// A server without TLS, which it allows on loopback only: for recording what goes over the wire.
     pub fn start_plaintext(data: &Path) -> Self {
-        Self::start(data, &["--plaintext"])
+        Self::start(data, &[PLAINTEXT])
     }
 
     /// Where it keeps everything.
@@ -68,6 +71,11 @@ impl Server {
         let mut invite = Command::new(program("sealdrive-server"));
         invite.arg("invite").arg("--data").arg(&self.data);
         invite.arg("--address").arg(address.to_string());
+        invite.args(
+            self.arguments
+                .iter()
+                .filter(|argument| *argument == PLAINTEXT),
+        );
         let said = run(&mut invite, PATIENCE).ok().stdout;
         let found = said
             .split_whitespace()
