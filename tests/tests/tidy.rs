@@ -3,7 +3,7 @@
 //! Each rule is a function of `sealdrive_tests::tidy`, where its own tests show that it can fail.
 
 use sealdrive_tests::tidy::source::{Source, repository, tracked};
-use sealdrive_tests::tidy::{Finding, imports, none, shape, words};
+use sealdrive_tests::tidy::{Finding, documents, imports, none, shape, words};
 
 fn judge(rule: impl Fn(&Source) -> Vec<Finding>) -> Vec<Finding> {
     let files = tracked(&repository());
@@ -48,4 +48,14 @@ fn names_say_what_is_inside() {
 #[test]
 fn no_path_of_one_machine() {
     none("machine paths", &judge(words::machine_paths));
+}
+
+#[test]
+fn documents_name_what_exists() {
+    let root = repository();
+    let exists = |path: &std::path::Path| root.join(path).exists();
+    none(
+        "documents",
+        &judge(|source| documents::documents(source, exists)),
+    );
 }

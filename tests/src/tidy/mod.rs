@@ -5,6 +5,7 @@
 
 use std::fmt;
 
+pub mod documents;
 pub mod imports;
 pub mod shape;
 pub mod source;
