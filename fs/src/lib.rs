@@ -6,6 +6,7 @@ pub mod clock;
 pub mod control;
 pub mod home;
 pub mod hygiene;
+pub mod journal;
 pub mod keystore;
 pub mod limits;
 pub mod mount;

@@ -27,13 +27,13 @@ pub const JOURNAL_CHECKPOINT: u64 = 256 << 20;
 pub const OVERLAY_CHECKPOINT: usize = 24 << 20;
 /// Dirty bytes an fsync may put into the journal as they are; above it settled ranges are sealed first, so that large
 /// files are written once.
-pub const FSYNC_JOURNAL: usize = 4 << 20;
+pub const FSYNC_JOURNAL: u64 = 4 << 20;
 /// Dirty bytes left when a checkpoint stops writers for a moment: bounds that moment.
-pub const STALL_DIRTY: usize = 4 << 20;
+pub const STALL_DIRTY: u64 = 4 << 20;
 /// Rounds of writeback before a checkpoint stops writers anyway.
 pub const STALL_ROUNDS: usize = 8;
 /// Dirty bytes handed to the workers at a time.
-pub const WRITEBACK_ROUND: usize = 16 << 20;
+pub const WRITEBACK_ROUND: u64 = 16 << 20;
 /// Longest time something written is in memory only.
 pub const FLUSH_INTERVAL: Duration = Duration::from_secs(2);
 /// Time between commits while something changes.
@@ -62,3 +62,7 @@ pub const BACKOFF_MAX: Duration = Duration::from_secs(30);
 pub const CALL_DEADLINE: Duration = Duration::from_secs(30);
 /// Security and damage events kept for `status`.
 pub const EVENTS_KEPT: usize = 100;
+/// Longest wait for a tree node that writeback needs: under it writers may be waiting too.
+pub const NODE_WAIT: Duration = Duration::from_secs(5);
+/// Wait for the server's head at open on a machine that could do without it: mounting offline stays quick.
+pub const JOIN_PATIENCE_LEAST: Duration = Duration::from_secs(3);

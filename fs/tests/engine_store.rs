@@ -6,7 +6,7 @@ use std::fs::OpenOptions;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
-use sealdrive::store::{Known, Local, Position, Store};
+use sealdrive::store::{Known, Local, NOTE_LEN, Position, Store};
 use sealdrive_proto::id::Sid;
 
 fn sid(n: u32) -> Sid {
@@ -44,7 +44,7 @@ fn what_was_synced_is_found_after_a_crash_even_without_the_index() {
     {
         let store = Store::open(dir.path(), 1 << 30).unwrap();
         for n in 0..50 {
-            store.put(sid(n), &object(n, 5000)).unwrap();
+            store.put(sid(n), &[7; NOTE_LEN], &object(n, 5000)).unwrap();
         }
         assert_eq!(
             found(&store, 49),
@@ -69,7 +69,7 @@ fn a_torn_tail_is_ignored_and_damage_inside_is_not_offered_for_dedup() {
     {
         let store = Store::open(dir.path(), 1 << 30).unwrap();
         for n in 0..5 {
-            store.put(sid(n), &object(n, 5000)).unwrap();
+            store.put(sid(n), &[7; NOTE_LEN], &object(n, 5000)).unwrap();
         }
         store.sync().unwrap();
         store.save_index().unwrap();
@@ -83,7 +83,7 @@ fn a_torn_tail_is_ignored_and_damage_inside_is_not_offered_for_dedup() {
         .unwrap();
     file.set_len(len - 10).unwrap();
     let mut byte = [0];
-    file.seek(SeekFrom::Start(8 + 5040 + 2000)).unwrap();
+    file.seek(SeekFrom::Start(8 + 5040 + 98 + 2000)).unwrap();
     file.read_exact(&mut byte).unwrap();
     file.seek(SeekFrom::Current(-1)).unwrap();
     file.write_all(&[byte[0] ^ 1]).unwrap();
@@ -103,7 +103,7 @@ fn a_torn_tail_is_ignored_and_damage_inside_is_not_offered_for_dedup() {
             .len(),
         3
     );
-    store.put(sid(4), &object(4, 5000)).unwrap();
+    store.put(sid(4), &[7; NOTE_LEN], &object(4, 5000)).unwrap();
     assert_eq!(
         packs(&dir.path().join("outbox")).len(),
         2,
@@ -118,7 +118,7 @@ fn the_outbox_is_read_in_order_and_acknowledged_as_a_prefix() {
     {
         let store = Store::open(dir.path(), 1 << 30).unwrap();
         for n in 0..10 {
-            store.put(sid(n), &object(n, 1000)).unwrap();
+            store.put(sid(n), &[7; NOTE_LEN], &object(n, 1000)).unwrap();
         }
         let first = store
             .outbox()
@@ -149,7 +149,9 @@ fn the_evictor_keeps_the_budget_and_never_touches_the_outbox() {
     let budget = 8 << 20;
     let store = Store::open(dir.path(), budget).unwrap();
     for n in 0..20 {
-        store.put(sid(n), &object(n, 100_000)).unwrap();
+        store
+            .put(sid(n), &[7; NOTE_LEN], &object(n, 100_000))
+            .unwrap();
     }
     store.sync().unwrap();
     for n in 100..400 {
@@ -177,7 +179,7 @@ fn a_pack_moves_to_the_cache_only_when_acknowledged_and_committed() {
     let dir = tempfile::tempdir().unwrap();
     let end = {
         let store = Store::open(dir.path(), 1 << 30).unwrap();
-        store.put(sid(1), &object(1, 1000)).unwrap();
+        store.put(sid(1), &[7; NOTE_LEN], &object(1, 1000)).unwrap();
         store.sync().unwrap()
     };
     // Opened again, so that the pack is closed.
@@ -212,7 +214,7 @@ fn a_damaged_copy_counts_as_absent() {
     assert!(found(&store, 1).is_some());
     let pack = packs(&dir.path().join("cache")).pop().unwrap();
     let mut file = OpenOptions::new().write(true).open(pack).unwrap();
-    file.seek(SeekFrom::Start(200)).unwrap();
+    file.seek(SeekFrom::Start(400)).unwrap();
     file.write_all(b"xxxx").unwrap();
     assert_eq!(found(&store, 1), None);
     assert_eq!(store.known(&sid(1)).unwrap(), Some(Known::Sent));

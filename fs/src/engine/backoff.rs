@@ -9,23 +9,26 @@ use crate::clock;
 use crate::limits::{BACKOFF_FIRST, BACKOFF_MAX};
 
 /// The next pause.
-pub struct Backoff {
+pub(super) struct Backoff {
     step: Duration,
 }
 
-impl Backoff {
-    /// Begins with the shortest step.
-    pub fn new() -> Self {
-        Self { step: BACKOFF_FIRST }
+impl Default for Backoff {
+    fn default() -> Self {
+        Self {
+            step: BACKOFF_FIRST,
+        }
     }
+}
 
+impl Backoff {
     /// After a success.
-    pub fn reset(&mut self) {
+    pub(super) fn reset(&mut self) {
         self.step = BACKOFF_FIRST;
     }
 
     /// The pause to make now; the following one is longer.
-    pub fn next(&mut self) -> Duration {
+    pub(super) fn next(&mut self) -> Duration {
         let step = self.step;
         self.step = (step * 2).min(BACKOFF_MAX);
         // Without randomness from the system the jitter is lost, nothing else.
@@ -40,7 +43,7 @@ mod tests {
 
     #[test]
     fn grows_to_the_bound_and_never_waits_less_than_half() {
-        let mut backoff = Backoff::new();
+        let mut backoff = Backoff::default();
         let mut step = BACKOFF_FIRST;
         for _ in 0..20 {
             let pause = backoff.next();

@@ -18,7 +18,7 @@ impl CrashPoints {
     }
 
     /// The world has reached `name`.
-    pub fn reached(&self, name: &'static str) {
+    pub(super) fn reached(&self, name: &'static str) {
         if let Some(hook) = &self.0 {
             hook(name);
         }
@@ -27,6 +27,10 @@ impl CrashPoints {
 
 impl fmt::Debug for CrashPoints {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "CrashPoints({})", if self.0.is_some() { "set" } else { "none" })
+        write!(
+            f,
+            "CrashPoints({})",
+            if self.0.is_some() { "set" } else { "none" }
+        )
     }
 }

@@ -17,15 +17,18 @@ struct Held {
 }
 
 /// A bounded map from content to plaintext.
-pub struct Decoded {
+pub(super) struct Decoded {
     held: Mutex<Held>,
     budget: usize,
 }
 
 impl Decoded {
     /// An empty one that holds at most `budget` bytes.
-    pub fn new(budget: usize) -> Self {
-        Self { held: Mutex::default(), budget }
+    pub(super) fn new(budget: usize) -> Self {
+        Self {
+            held: Mutex::default(),
+            budget,
+        }
     }
 
     fn held(&self) -> MutexGuard<'_, Held> {
@@ -33,7 +36,7 @@ impl Decoded {
     }
 
     /// The chunk, if held; makes it the most recently used.
-    pub fn get(&self, cid: &Cid) -> Option<Bytes> {
+    pub(super) fn get(&self, cid: &Cid) -> Option<Bytes> {
         let mut held = self.held();
         held.tick += 1;
         let tick = held.tick;
@@ -45,12 +48,12 @@ impl Decoded {
     }
 
     /// Whether it is held, without counting as a use.
-    pub fn contains(&self, cid: &Cid) -> bool {
+    pub(super) fn contains(&self, cid: &Cid) -> bool {
         self.held().chunks.contains_key(cid)
     }
 
     /// Keeps a chunk; drops the least recently used ones until the budget holds.
-    pub fn put(&self, cid: Cid, chunk: Bytes) {
+    pub(super) fn put(&self, cid: Cid, chunk: Bytes) {
         if chunk.len() > self.budget {
             return;
         }
@@ -64,7 +67,9 @@ impl Decoded {
         }
         held.by_use.insert(tick, cid);
         while held.bytes > self.budget {
-            let Some((_, oldest)) = held.by_use.pop_first() else { break };
+            let Some((_, oldest)) = held.by_use.pop_first() else {
+                break;
+            };
             if let Some((chunk, _)) = held.chunks.remove(&oldest) {
                 held.bytes -= chunk.len();
             }
@@ -72,7 +77,8 @@ impl Decoded {
     }
 
     /// Bytes held now.
-    pub fn bytes(&self) -> usize {
+    #[cfg(test)]
+    pub(super) fn bytes(&self) -> usize {
         self.held().bytes
     }
 }

@@ -54,12 +54,16 @@ pub struct Event {
 
 /// The newest events.
 #[derive(Default)]
-pub struct Events(Mutex<VecDeque<Event>>);
+pub(super) struct Events(Mutex<VecDeque<Event>>);
 
 impl Events {
     /// Notes and logs an event.
-    pub fn push(&self, kind: EventKind, detail: impl Into<String>) {
-        let event = Event { at_ms: clock::wall_ms(), kind, detail: detail.into() };
+    pub(super) fn push(&self, kind: EventKind, detail: impl Into<String>) {
+        let event = Event {
+            at_ms: clock::wall_ms(),
+            kind,
+            detail: detail.into(),
+        };
         tracing::warn!(kind = ?event.kind, "{}", event.detail);
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if kept.len() == EVENTS_KEPT {
@@ -69,7 +73,12 @@ impl Events {
     }
 
     /// Oldest first.
-    pub fn list(&self) -> Vec<Event> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
+    pub(super) fn list(&self) -> Vec<Event> {
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .iter()
+            .cloned()
+            .collect()
     }
 }

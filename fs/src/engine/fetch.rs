@@ -17,7 +17,7 @@ use crate::limits::{FETCH_BATCH, FETCH_DEADLINE, FETCH_GATHER, FETCH_STREAMS};
 use crate::remote::{Remote, RemoteError};
 
 /// What the server answered for one object: `None` if it does not have it.
-pub type Answer = Result<Option<Bytes>, RemoteError>;
+pub(super) type Answer = Result<Option<Bytes>, RemoteError>;
 
 struct Want {
     sid: Sid,
@@ -26,20 +26,20 @@ struct Want {
 
 /// The way to the fetch task. Cheap to clone.
 #[derive(Clone)]
-pub struct Fetcher {
+pub(super) struct Fetcher {
     wants: mpsc::Sender<Want>,
 }
 
 impl Fetcher {
     /// Starts the task on `runtime`; it ends when the last clone of the fetcher is gone.
-    pub fn start(runtime: &tokio::runtime::Handle, remote: Arc<dyn Remote>) -> Self {
+    pub(super) fn start(runtime: &tokio::runtime::Handle, remote: Arc<dyn Remote>) -> Self {
         let (wants, queue) = mpsc::channel(FETCH_BATCH * FETCH_STREAMS);
         runtime.spawn(gather(queue, remote));
         Self { wants }
     }
 
     /// Waits for one object until `deadline`. Not for threads of the runtime.
-    pub fn fetch(&self, sid: Sid, deadline: Instant) -> Answer {
+    pub(super) fn fetch(&self, sid: Sid, deadline: Instant) -> Answer {
         let late = || RemoteError::Unreachable("no answer in time".into());
         let (answer, reply) = blocking::sync_channel(1);
         self.wants
@@ -50,12 +50,15 @@ impl Fetcher {
     }
 
     /// Asks for many at once, answers in the order asked; for the background.
-    pub fn fetch_many(&self, sids: &[Sid], deadline: Instant) -> Vec<Answer> {
+    pub(super) fn fetch_many(&self, sids: &[Sid], deadline: Instant) -> Vec<Answer> {
         let replies: Vec<_> = sids
             .iter()
             .map(|sid| {
                 let (answer, reply) = blocking::sync_channel(1);
-                self.wants.blocking_send(Want { sid: *sid, answer }).ok().map(|()| reply)
+                self.wants
+                    .blocking_send(Want { sid: *sid, answer })
+                    .ok()
+                    .map(|()| reply)
             })
             .collect();
         let late = || RemoteError::Unreachable("no answer in time".into());
@@ -63,7 +66,10 @@ impl Fetcher {
             .into_iter()
             .map(|reply| {
                 let left = deadline.saturating_duration_since(clock::now());
-                reply.ok_or_else(late)?.recv_timeout(left).map_err(|_| late())?
+                reply
+                    .ok_or_else(late)?
+                    .recv_timeout(left)
+                    .map_err(|_| late())?
             })
             .collect()
     }
@@ -80,12 +86,15 @@ async fn gather(mut queue: mpsc::Receiver<Want>, remote: Arc<dyn Remote>) {
                 Ok(None) | Err(_) => break,
             }
         }
-        let Ok(permit) = Arc::clone(&streams).acquire_owned().await else { return };
+        let Ok(permit) = Arc::clone(&streams).acquire_owned().await else {
+            return;
+        };
         let remote = Arc::clone(&remote);
         tokio::spawn(async move {
             let mut waiting: Vec<Option<Want>> = batch.into_iter().map(Some).collect();
             let error = call(&remote, &mut waiting).await.err();
-            let error = error.unwrap_or_else(|| RemoteError::Unreachable("the stream ended early".into()));
+            let error =
+                error.unwrap_or_else(|| RemoteError::Unreachable("the stream ended early".into()));
             for want in waiting.into_iter().flatten() {
                 // A reader that gave up has dropped its end: nobody is left to tell.
                 let _ = want.answer.send(Err(error.clone()));
@@ -98,11 +107,19 @@ async fn gather(mut queue: mpsc::Receiver<Want>, remote: Arc<dyn Remote>) {
 async fn call(remote: &Arc<dyn Remote>, waiting: &mut [Option<Want>]) -> Result<(), RemoteError> {
     let late = |_| RemoteError::Unreachable("no answer in time".into());
     let sids = waiting.iter().flatten().map(|want| want.sid).collect();
-    let mut answers = timeout(FETCH_DEADLINE, remote.fetch(sids)).await.map_err(late)??;
-    while let Some(answer) = timeout(FETCH_DEADLINE, answers.recv()).await.map_err(late)? {
+    let mut answers = timeout(FETCH_DEADLINE, remote.fetch(sids))
+        .await
+        .map_err(late)??;
+    while let Some(answer) = timeout(FETCH_DEADLINE, answers.recv())
+        .await
+        .map_err(late)?
+    {
         let answer = answer?;
-        let slot = waiting.get_mut(answer.index as usize).and_then(Option::take);
-        let want = slot.ok_or_else(|| RemoteError::Tampered("an object nobody asked for".into()))?;
+        let slot = waiting
+            .get_mut(answer.index as usize)
+            .and_then(Option::take);
+        let want =
+            slot.ok_or_else(|| RemoteError::Tampered("an object nobody asked for".into()))?;
         let _ = want.answer.send(Ok(answer.object));
     }
     Ok(())

@@ -15,25 +15,30 @@ struct Flight<V> {
 }
 
 /// Loads under way.
-pub struct Flights<K, V> {
+pub(super) struct Flights<K, V> {
     aloft: Mutex<HashMap<K, Arc<Flight<V>>>>,
 }
 
 impl<K: Eq + Hash + Clone, V: Clone> Default for Flights<K, V> {
     fn default() -> Self {
-        Self { aloft: Mutex::default() }
+        Self {
+            aloft: Mutex::default(),
+        }
     }
 }
 
 impl<K: Eq + Hash + Clone, V: Clone> Flights<K, V> {
     /// Runs `load`, or waits for the one who already does; `None` if the deadline passes while waiting.
-    pub fn run(&self, key: &K, deadline: Instant, load: impl FnOnce() -> V) -> Option<V> {
+    pub(super) fn run(&self, key: &K, deadline: Instant, load: impl FnOnce() -> V) -> Option<V> {
         let (flight, lead) = {
             let mut aloft = self.aloft.lock().unwrap_or_else(PoisonError::into_inner);
             match aloft.get(key) {
                 Some(flight) => (Arc::clone(flight), false),
                 None => {
-                    let flight = Arc::new(Flight { landed: Mutex::new(None), wake: Condvar::new() });
+                    let flight = Arc::new(Flight {
+                        landed: Mutex::new(None),
+                        wake: Condvar::new(),
+                    });
                     aloft.insert(key.clone(), Arc::clone(&flight));
                     (flight, true)
                 }
@@ -43,7 +48,10 @@ impl<K: Eq + Hash + Clone, V: Clone> Flights<K, V> {
             return flight.wait(deadline);
         }
         let value = load();
-        self.aloft.lock().unwrap_or_else(PoisonError::into_inner).remove(key);
+        self.aloft
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(key);
         *flight.landed.lock().unwrap_or_else(PoisonError::into_inner) = Some(value.clone());
         flight.wake.notify_all();
         Some(value)

@@ -17,7 +17,7 @@ use crate::remote::{Remote, RemoteError};
 
 /// What this device may do on the server now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Lease {
+pub(super) enum Lease {
     /// The server has not been reached yet, or not for a while.
     Unknown,
     /// Ours.
@@ -35,16 +35,19 @@ pub enum Lease {
 
 impl Lease {
     /// Epoch and generation, if held.
-    pub fn held(self) -> Option<(u64, u64)> {
+    pub(super) fn held(self) -> Option<(u64, u64)> {
         match self {
-            Self::Held { epoch, gc_generation } => Some((epoch, gc_generation)),
+            Self::Held {
+                epoch,
+                gc_generation,
+            } => Some((epoch, gc_generation)),
             _ => None,
         }
     }
 }
 
 /// Keeps the lease until `stop`; then gives it back.
-pub async fn keep(
+pub(super) async fn keep(
     remote: Arc<dyn Remote>,
     state: watch::Sender<Lease>,
     mut retry: watch::Receiver<u64>,
@@ -52,22 +55,32 @@ pub async fn keep(
     events: Arc<Events>,
     take_over: bool,
 ) {
-    let mut backoff = Backoff::new();
+    let mut backoff = Backoff::default();
     let mut take_over = take_over;
     loop {
         let held = state.borrow().held().map_or(0, |(epoch, _)| epoch);
         let answer = timeout(CALL_DEADLINE, remote.acquire_lease(take_over, held)).await;
-        let answer = answer.unwrap_or_else(|_| Err(RemoteError::Unreachable("no answer in time".into())));
+        let answer =
+            answer.unwrap_or_else(|_| Err(RemoteError::Unreachable("no answer in time".into())));
         let pause = match answer {
             Ok(lease) if lease.granted => {
                 backoff.reset();
                 take_over = false;
-                set(&state, Lease::Held { epoch: lease.lease_epoch, gc_generation: lease.gc_generation });
+                set(
+                    &state,
+                    Lease::Held {
+                        epoch: lease.lease_epoch,
+                        gc_generation: lease.gc_generation,
+                    },
+                );
                 (lease.lifetime / 3).max(Duration::from_millis(50))
             }
             Ok(lease) => {
                 if held != 0 {
-                    events.push(EventKind::Fenced, "another device has taken over this drive");
+                    events.push(
+                        EventKind::Fenced,
+                        "another device has taken over this drive",
+                    );
                 }
                 set(&state, Lease::Elsewhere(lease.holder));
                 backoff.next()
@@ -92,7 +105,8 @@ pub async fn keep(
             _ = stop.wait_for(|stop| *stop) => break,
         }
     }
-    if let Some((epoch, _)) = state.borrow().held() {
+    let held = state.borrow().held();
+    if let Some((epoch, _)) = held {
         // Only a courtesy to the next device: without it the lease runs out by itself.
         let _ = timeout(Duration::from_secs(2), remote.release_lease(epoch)).await;
     }

@@ -75,7 +75,13 @@ impl Twin {
         purpose: Purpose,
         keys: Arc<LocalKeys>,
     ) -> Result<(Self, Option<Vec<u8>>), TwinError> {
-        let mut twin = Self { dir: dir.to_owned(), drive, purpose, keys, generation: 0 };
+        let mut twin = Self {
+            dir: dir.to_owned(),
+            drive,
+            purpose,
+            keys,
+            generation: 0,
+        };
         let mut newest = None;
         let mut found = false;
         for slot in 0..2 {
@@ -98,9 +104,21 @@ impl Twin {
         Ok((twin, newest))
     }
 
+    /// A record whose copies, if any, are not to be believed: the next `write` outlives them.
+    pub fn fresh(dir: &Path, drive: DriveId, purpose: Purpose, keys: Arc<LocalKeys>) -> Self {
+        Self {
+            dir: dir.to_owned(),
+            drive,
+            purpose,
+            keys,
+            generation: 0,
+        }
+    }
+
     /// Makes `plain` the newest record, durably.
     pub fn write(&mut self, plain: &[u8]) -> Result<(), TwinError> {
-        self.write_file(plain).map_err(|e| TwinError::Io(self.purpose.stem(), e))
+        self.write_file(plain)
+            .map_err(|e| TwinError::Io(self.purpose.stem(), e))
     }
 
     fn write_file(&mut self, plain: &[u8]) -> io::Result<()> {
@@ -110,7 +128,11 @@ impl Twin {
         file.extend_from_slice(&self.keys.seal_record(&file[..], 0, plain));
         let path = self.path(generation % 2);
         let fresh = path.with_extension("new");
-        let mut out = OpenOptions::new().write(true).create(true).truncate(true).open(&fresh)?;
+        let mut out = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .open(&fresh)?;
         out.write_all(&file)?;
         out.sync_all()?;
         std::fs::rename(&fresh, &path)?;

@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use sealdrive_proto::id::Sid;
 
 use super::outbox::AckedPack;
-use super::packfile::{self, Entry, PackWriter};
+use super::packfile::{self, Entry, NOTE_LEN, PackWriter};
 use super::place::Place;
 use super::{PackNumbers, StoreError};
 use crate::limits::PACK_SIZE;
@@ -149,7 +149,7 @@ impl Cache {
             .as_mut()
             .ok_or_else(|| io::Error::other("no open pack"))?;
         let before = open.len();
-        let entry = open.append(sid, object)?;
+        let entry = open.append(sid, &[0; NOTE_LEN], object)?;
         let (number, after) = (open.number(), open.len());
         state.total += after - before;
         state.tick += 1;

@@ -24,6 +24,7 @@ use self::cache::Evicted;
 pub use self::index::IndexError;
 use self::index::{Index, Marks};
 pub use self::outbox::{Outbox, Outgoing};
+pub use self::packfile::NOTE_LEN;
 use self::packfile::Read;
 pub use self::place::{Place, Position, Row};
 
@@ -152,12 +153,13 @@ impl Store {
         })
     }
 
-    /// Appends a sealed object to the outbox, unless it is known already. Durable after `sync`.
-    pub fn put(&self, sid: Sid, object: &[u8]) -> Result<(), StoreError> {
+    /// Appends a sealed object to the outbox, unless it is known already; `note` says what it is. Durable
+    /// after `sync`.
+    pub fn put(&self, sid: Sid, note: &[u8; NOTE_LEN], object: &[u8]) -> Result<(), StoreError> {
         if self.known(&sid)?.is_some() {
             return Ok(());
         }
-        let place = self.outbox.append(sid, object)?;
+        let place = self.outbox.append(sid, note, object)?;
         self.index.put(sid, Row::Local(place));
         self.spill_index()
     }
@@ -203,6 +205,14 @@ impl Store {
             }
         }
         Ok(Local::Absent)
+    }
+
+    /// The sealed note of an object in the outbox.
+    pub fn note(&self, sid: &Sid) -> Result<Option<[u8; NOTE_LEN]>, StoreError> {
+        match self.index.get(sid)? {
+            Some(Row::Local(place)) => self.outbox.note(&place),
+            _ => Ok(None),
+        }
     }
 
     /// Forgets a copy that did not open: the server's is asked for next.

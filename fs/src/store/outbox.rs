@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 use sealdrive_proto::id::Sid;
 
-use super::packfile::{self, Entry, PackWriter};
+use super::packfile::{self, Entry, NOTE_LEN, PackWriter};
 use super::place::{Place, Position};
 use super::{PackNumbers, StoreError};
 
@@ -121,12 +121,17 @@ impl Outbox {
     }
 
     /// Appends an object; durable only after `sync`. The caller has checked that it is not here yet.
-    pub(super) fn append(&self, sid: Sid, object: &[u8]) -> Result<Place, StoreError> {
+    pub(super) fn append(
+        &self,
+        sid: Sid,
+        note: &[u8; NOTE_LEN],
+        object: &[u8],
+    ) -> Result<Place, StoreError> {
         let mut state = self.state();
         if state.failed {
             return Err(StoreError::Failed);
         }
-        let appended = state.append(&self.dir, &self.numbers, sid, object);
+        let appended = state.append(&self.dir, &self.numbers, sid, note, object);
         state.failed |= appended.is_err();
         appended.map_err(|e| StoreError::Io("appending to the outbox", e))
     }
@@ -186,6 +191,22 @@ impl Outbox {
         packfile::read(&file, place.offset, place.len)
             .map(Some)
             .map_err(|e| StoreError::Io("reading the outbox", e))
+    }
+
+    /// The sealed note beside an object.
+    pub(super) fn note(&self, place: &Place) -> Result<Option<[u8; NOTE_LEN]>, StoreError> {
+        let broken = |e| StoreError::Io("reading the outbox", e);
+        let file = {
+            let mut state = self.state();
+            state.make_readable(place).map_err(broken)?;
+            let Some(pack) = state.packs.get(&place.pack) else {
+                return Ok(None);
+            };
+            Arc::clone(&pack.file)
+        };
+        packfile::read_note(&file, place.offset)
+            .map(Some)
+            .map_err(broken)
     }
 
     /// Whether that pack is in the outbox, and if so, whether the place lies within what was recovered of it.
@@ -338,6 +359,7 @@ impl State {
         dir: &Path,
         numbers: &PackNumbers,
         sid: Sid,
+        note: &[u8; NOTE_LEN],
         object: &[u8],
     ) -> io::Result<Place> {
         if self
@@ -361,7 +383,7 @@ impl State {
             .open
             .as_mut()
             .ok_or_else(|| io::Error::other("no open pack"))?;
-        let entry = open.append(sid, object)?;
+        let entry = open.append(sid, note, object)?;
         let place = Place {
             pack: open.number(),
             offset: entry.offset,

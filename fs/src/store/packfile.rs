@@ -1,7 +1,8 @@
 //! One local pack: append, read, recover after a crash.
 //!
-//! Invariant: records follow one another without gaps, `len u32 ‖ crc32c u32 ‖ sid32 ‖ object` (the checksum covers
-//! sid and object), after an 8-byte file header. What follows the last good record is a torn tail and is ignored; a recovered pack is never appended to. Called by outbox and cache.
+//! Invariant: records follow one another without gaps, `len u32 ‖ crc32c u32 ‖ sid32 ‖ note98 ‖ object` (the
+//! checksum covers all from the sid on), after an 8-byte file header. The note says, sealed under the local keys, what the
+//! object is (zeros in copies from the server). What follows the last good record is a torn tail and is ignored; a recovered pack is never appended to. Called by outbox and cache.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -10,13 +11,18 @@ use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use sealdrive_core::local::RECORD_OVERHEAD;
+use sealdrive_core::reference::Reference;
 use sealdrive_proto::id::Sid;
 use sealdrive_proto::limits::MAX_OBJECT;
 
 use crate::limits::{APPEND_BUFFER, PACK_SIZE};
 
 const MAGIC: &[u8; 8] = b"SDLP\x01\0\0\0";
-const RECORD_HEADER: u64 = 8 + Sid::LEN as u64;
+/// Length of a note: kind and reference under both local locks.
+pub const NOTE_LEN: usize = 1 + Reference::LEN + RECORD_OVERHEAD;
+const NOTE_AT: u64 = 8 + Sid::LEN as u64;
+const RECORD_HEADER: u64 = NOTE_AT + NOTE_LEN as u64;
 
 /// One record of a pack.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,7 +78,12 @@ impl PackWriter {
         })
     }
 
-    pub(super) fn append(&mut self, sid: Sid, object: &[u8]) -> io::Result<Entry> {
+    pub(super) fn append(
+        &mut self,
+        sid: Sid,
+        note: &[u8; NOTE_LEN],
+        object: &[u8],
+    ) -> io::Result<Entry> {
         let len = u32::try_from(object.len()).map_err(io::Error::other)?;
         assert!(
             object.len() <= MAX_OBJECT,
@@ -86,8 +97,9 @@ impl PackWriter {
         self.buffer.reserve(APPEND_BUFFER);
         self.buffer.extend_from_slice(&len.to_le_bytes());
         self.buffer
-            .extend_from_slice(&checksum(&sid, object).to_le_bytes());
+            .extend_from_slice(&checksum(&sid, note, object).to_le_bytes());
         self.buffer.extend_from_slice(sid.as_bytes());
+        self.buffer.extend_from_slice(note);
         self.buffer.extend_from_slice(object);
         if self.buffer.len() >= APPEND_BUFFER {
             self.flush()?;
@@ -126,8 +138,16 @@ impl PackWriter {
     }
 }
 
-fn checksum(sid: &Sid, object: &[u8]) -> u32 {
-    crc32c::crc32c_append(crc32c::crc32c(sid.as_bytes()), object)
+fn checksum(sid: &Sid, note: &[u8; NOTE_LEN], object: &[u8]) -> u32 {
+    let head = crc32c::crc32c_append(crc32c::crc32c(sid.as_bytes()), note);
+    crc32c::crc32c_append(head, object)
+}
+
+/// The note of a record whose checksum was good before.
+pub(super) fn read_note(file: &File, offset: u64) -> io::Result<[u8; NOTE_LEN]> {
+    let mut note = [0; NOTE_LEN];
+    file.read_exact_at(&mut note, offset + NOTE_AT)?;
+    Ok(note)
 }
 
 /// Reads one object and checks its checksum.
@@ -222,5 +242,7 @@ fn record_header(file: &File, at: u64, size: u64) -> io::Result<Option<(u32, Sid
     if len as usize > MAX_OBJECT || at + RECORD_HEADER + u64::from(len) > size {
         return Ok(None);
     }
-    Ok(Sid::try_from(&head[8..]).ok().map(|sid| (len, sid)))
+    Ok(Sid::try_from(&head[8..NOTE_AT as usize])
+        .ok()
+        .map(|sid| (len, sid)))
 }

@@ -1,0 +1,384 @@
+//! Objects by reference: sealed on the way in (each once), opened and verified on the way out, wherever they lie.
+//!
+//! Invariant: plaintext is handed out only after its cid was checked; a local copy that fails is replaced from the
+//! server, an object that only this machine had and that fails is an error and an event, never zeros. Called by the
+//! workers, the checkpoint, the readers and the prefetch.
+
+use std::collections::HashMap;
+use std::sync::mpsc::SyncSender;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use bytes::Bytes;
+use sealdrive_core::keys::DomainKeys;
+use sealdrive_core::local::LocalKeys;
+use sealdrive_core::node::Node;
+use sealdrive_core::reference::Reference;
+use sealdrive_core::seal::{Compress, Sealer};
+use sealdrive_core::tree::{Missing, Nodes};
+use sealdrive_proto::id::{Cid, Kind, Sid};
+
+use super::backoff::Backoff;
+use super::decoded::Decoded;
+use super::events::{EventKind, Events};
+use super::fetch::Fetcher;
+use super::flights::Flights;
+use crate::clock;
+use crate::limits::{CALL_DEADLINE, DECODED_BUDGET};
+use crate::remote::RemoteError;
+use crate::store::{Known, Local, NOTE_LEN, Store, StoreError};
+
+/// Variants tried beyond the reference's own. Like its epoch, a reference's variant is a lower bound: when the server
+/// holds something that does not open under an id, the writer seals the content again under the next one.
+const MORE_VARIANTS: u8 = 2;
+
+/// Why content cannot be had. One variant per errno or retry of the caller.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum BlobError {
+    /// Not here, and the server was not reached before the deadline.
+    #[error("not on this machine, and {0}")]
+    Unreachable(String),
+    /// Neither this machine nor the server has it, or what they have does not open: EIO, and an event tells which.
+    #[error("an object is lost or damaged")]
+    Lost,
+    /// The local store failed: EIO.
+    #[error("local store: {0}")]
+    Local(String),
+}
+
+impl From<StoreError> for BlobError {
+    fn from(e: StoreError) -> Self {
+        Self::Local(e.to_string())
+    }
+}
+
+/// Everything that reads or writes objects by reference.
+pub(super) struct Blobs {
+    store: Arc<Store>,
+    keys: Arc<DomainKeys>,
+    local: Arc<LocalKeys>,
+    sealers: Mutex<Vec<Sealer>>,
+    decoded: Decoded,
+    flights: Flights<(Kind, Cid, u8), Result<Bytes, BlobError>>,
+    fetcher: Option<Fetcher>,
+    copies: SyncSender<(Sid, Bytes)>,
+    events: Arc<Events>,
+    /// Content whose id is taken by something that does not open: sealed under the next variant from then on.
+    variants: Mutex<HashMap<Cid, u8>>,
+}
+
+impl Blobs {
+    /// `copies` leads to the thread that writes verified objects into the cache.
+    pub(super) fn new(
+        store: Arc<Store>,
+        keys: Arc<DomainKeys>,
+        local: Arc<LocalKeys>,
+        fetcher: Option<Fetcher>,
+        copies: SyncSender<(Sid, Bytes)>,
+        events: Arc<Events>,
+    ) -> Self {
+        Self {
+            store,
+            keys,
+            sealers: Mutex::default(),
+            decoded: Decoded::new(DECODED_BUDGET),
+            flights: Flights::default(),
+            fetcher,
+            copies,
+            events,
+            local,
+            variants: Mutex::default(),
+        }
+    }
+
+    /// The keys objects are sealed with.
+    pub(super) fn keys(&self) -> &Arc<DomainKeys> {
+        &self.keys
+    }
+
+    /// Runs `f` with a sealer of the pool, which keeps its buffers.
+    pub(super) fn with_sealer<T>(&self, f: impl FnOnce(&mut Sealer) -> T) -> T {
+        let taken = lock(&self.sealers).pop();
+        let mut sealer = taken.unwrap_or_else(|| Sealer::new(Arc::clone(&self.keys)));
+        let out = f(&mut sealer);
+        lock(&self.sealers).push(sealer);
+        out
+    }
+
+    /// Names `plain`, and seals it into the outbox unless this device knows the object already.
+    pub(super) fn put(
+        &self,
+        sealer: &mut Sealer,
+        kind: Kind,
+        plain: &[u8],
+        compress: Compress,
+    ) -> Result<Reference, StoreError> {
+        let mut reference = self.keys.reference(kind, plain);
+        reference.variant = lock(&self.variants)
+            .get(&reference.cid)
+            .copied()
+            .unwrap_or(0);
+        let sid = self.keys.sid(kind, &reference);
+        if self.store.known(&sid)?.is_none() {
+            let sealed = sealer.seal(kind, &reference, plain, compress);
+            assert_eq!(
+                sealed.sid, sid,
+                "an object is stored under the id of its reference"
+            );
+            self.store
+                .put(sid, &self.note(&sid, kind, &reference), &sealed.bytes)?;
+        }
+        Ok(reference)
+    }
+
+    /// The plaintext, if it is in memory or in a local pack. May read the disk; never waits for the network.
+    pub(super) fn local(&self, kind: Kind, r: &Reference) -> Result<Option<Bytes>, BlobError> {
+        if let Some(chunk) = self.decoded.get(&r.cid) {
+            return Ok(Some(chunk));
+        }
+        let found = self.read_local(kind, r)?;
+        if let Some(plain) = &found
+            && kind == Kind::Data
+        {
+            self.decoded.put(r.cid, plain.clone());
+        }
+        Ok(found)
+    }
+
+    /// Whether reading it would not wait for the network.
+    pub(super) fn is_here(&self, kind: Kind, r: &Reference) -> bool {
+        let here = |sid| {
+            matches!(
+                self.store.known(&sid),
+                Ok(Some(Known::Outbox | Known::Cached))
+            )
+        };
+        self.decoded.contains(&r.cid) || self.keys.sids(kind, r).any(|(_, sid)| here(sid))
+    }
+
+    /// The plaintext, from memory, disk or server, before `deadline`. Blocks: not for threads of the runtime.
+    pub(super) fn get(
+        &self,
+        kind: Kind,
+        r: &Reference,
+        deadline: Instant,
+    ) -> Result<Bytes, BlobError> {
+        if let Some(chunk) = self.decoded.get(&r.cid) {
+            return Ok(chunk);
+        }
+        let late = || BlobError::Unreachable("another reader still waits for the server".into());
+        let load = || {
+            if let Some(plain) = self.local(kind, r)? {
+                return Ok(plain);
+            }
+            let plain = self.fetch(kind, r, deadline)?;
+            if kind == Kind::Data {
+                self.decoded.put(r.cid, plain.clone());
+            }
+            Ok(plain)
+        };
+        self.flights
+            .run(&(kind, r.cid, r.variant), deadline, load)
+            .ok_or_else(late)?
+    }
+
+    /// A tree node, decoded.
+    pub(super) fn node(&self, r: &Reference, deadline: Instant) -> Result<Arc<Node>, BlobError> {
+        let plain = self.get(Kind::Tree, r, deadline)?;
+        match Node::decode(plain) {
+            Ok(node) => Ok(Arc::new(node)),
+            Err(e) => {
+                let sid = self.keys.sid(Kind::Tree, r).to_hex();
+                self.events
+                    .push(EventKind::ObjectTampered, format!("tree node {sid}: {e}"));
+                Err(BlobError::Lost)
+            }
+        }
+    }
+
+    /// Opens a fetched object; keeps a copy of it, off the reader's path, if it is good.
+    pub(super) fn accept(
+        &self,
+        kind: Kind,
+        r: &Reference,
+        sid: Sid,
+        object: Bytes,
+    ) -> Option<Bytes> {
+        let plain = self.open_fetched(kind, r, sid, &object)?;
+        // A full queue means that the disk is slower than the network: then the copy is not worth the wait.
+        let _ = self.copies.try_send((sid, object));
+        Some(plain)
+    }
+
+    /// Opens a fetched object; a copy of it is in the cache on return if it is good.
+    pub(super) fn accept_kept(
+        &self,
+        kind: Kind,
+        r: &Reference,
+        sid: Sid,
+        object: Bytes,
+    ) -> Option<Bytes> {
+        let plain = self.open_fetched(kind, r, sid, &object)?;
+        if let Err(e) = self.store.put_copy(sid, &object) {
+            tracing::warn!("no copy kept: {e}");
+        }
+        Some(plain)
+    }
+
+    fn open_fetched(&self, kind: Kind, r: &Reference, sid: Sid, object: &[u8]) -> Option<Bytes> {
+        match self.with_sealer(|sealer| sealer.open(kind, r, object)) {
+            Ok(plain) => Some(plain),
+            Err(e) => {
+                self.events.push(
+                    EventKind::ObjectTampered,
+                    format!("object {} from the server: {e}", sid.to_hex()),
+                );
+                None
+            }
+        }
+    }
+
+    /// What an object of the outbox is; `None` if it is not there or its note does not open.
+    pub(super) fn origin(&self, sid: &Sid) -> Result<Option<(Kind, Reference)>, StoreError> {
+        let Some(note) = self.store.note(sid)? else {
+            return Ok(None);
+        };
+        let Ok(plain) = self.local.open_record(sid.as_bytes(), 0, &note) else {
+            return Ok(None);
+        };
+        let kind = match plain.first() {
+            Some(1) => Kind::Data,
+            Some(2) => Kind::Tree,
+            _ => return Ok(None),
+        };
+        Ok(Reference::decode(&plain[1..]).map(|reference| (kind, reference)))
+    }
+
+    fn note(&self, sid: &Sid, kind: Kind, reference: &Reference) -> [u8; NOTE_LEN] {
+        let mut plain = [kind as u8; 1 + Reference::LEN];
+        plain[1..].copy_from_slice(&reference.encode());
+        let mut out = [0; NOTE_LEN];
+        out.copy_from_slice(&self.local.seal_record(sid.as_bytes(), 0, &plain));
+        out
+    }
+
+    /// The server holds something else under the id of `reference`: seals the content under the next variant, now and
+    /// from now on.
+    pub(super) fn reseal(&self, kind: Kind, reference: &Reference) -> Result<(), BlobError> {
+        let plain = self.read_local(kind, reference)?.ok_or(BlobError::Lost)?;
+        let variant = reference.variant.checked_add(1).ok_or(BlobError::Lost)?;
+        lock(&self.variants).insert(reference.cid, variant);
+        self.with_sealer(|sealer| self.put(sealer, kind, &plain, Compress::Zstd))?;
+        Ok(())
+    }
+
+    /// The way to the server.
+    pub(super) fn fetcher(&self) -> Option<&Fetcher> {
+        self.fetcher.as_ref()
+    }
+
+    fn read_local(&self, kind: Kind, r: &Reference) -> Result<Option<Bytes>, BlobError> {
+        for (_, sid) in self.keys.sids(kind, r) {
+            let (object, known) = match self.store.read(&sid)? {
+                Local::Object(object, known) => (object, known),
+                Local::Absent => continue,
+                Local::Lost => return Err(self.lost(&sid, "checksum")),
+            };
+            match self.with_sealer(|sealer| sealer.open(kind, r, &object)) {
+                Ok(plain) => return Ok(Some(plain)),
+                Err(e) if known == Known::Outbox => return Err(self.lost(&sid, &e.to_string())),
+                Err(e) => {
+                    self.events.push(
+                        EventKind::CacheDamage,
+                        format!("object {}: {e}", sid.to_hex()),
+                    );
+                    self.store.drop_copy(sid);
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    fn lost(&self, sid: &Sid, why: &str) -> BlobError {
+        self.events.push(
+            EventKind::OutboxDamage,
+            format!("object {}: {why}", sid.to_hex()),
+        );
+        BlobError::Lost
+    }
+
+    fn fetch(&self, kind: Kind, r: &Reference, deadline: Instant) -> Result<Bytes, BlobError> {
+        let Some(fetcher) = &self.fetcher else {
+            return Err(BlobError::Unreachable("this mount has no server".into()));
+        };
+        let mut backoff = Backoff::default();
+        loop {
+            match self.fetch_once(fetcher, kind, r, deadline) {
+                Ok(found) => return found,
+                Err(RemoteError::Tampered(why)) => {
+                    self.events.push(EventKind::ObjectTampered, why);
+                    return Err(BlobError::Lost);
+                }
+                Err(e) => {
+                    let pause = backoff.next();
+                    if clock::now() + pause >= deadline {
+                        return Err(BlobError::Unreachable(e.to_string()));
+                    }
+                    std::thread::sleep(pause);
+                }
+            }
+        }
+    }
+
+    /// Outer error: worth another attempt. Inner: final.
+    fn fetch_once(
+        &self,
+        fetcher: &Fetcher,
+        kind: Kind,
+        r: &Reference,
+        deadline: Instant,
+    ) -> Result<Result<Bytes, BlobError>, RemoteError> {
+        let mut seen = false;
+        for step in 0..=MORE_VARIANTS {
+            let Some(variant) = r.variant.checked_add(step) else {
+                break;
+            };
+            let r = Reference { variant, ..*r };
+            for (_, sid) in self.keys.sids(kind, &r) {
+                let Some(object) = fetcher.fetch(sid, deadline)? else {
+                    continue;
+                };
+                seen = true;
+                if let Some(plain) = self.accept(kind, &r, sid, object) {
+                    return Ok(Ok(plain));
+                }
+            }
+            if !seen {
+                // Nothing under the first id: then nobody had a reason to seal it under the next.
+                break;
+            }
+        }
+        if !seen {
+            let sid = self.keys.sid(kind, r);
+            self.events.push(
+                EventKind::ObjectMissing,
+                format!("the server lacks object {}", sid.to_hex()),
+            );
+            self.store.drop_knowledge(sid);
+        }
+        Ok(Err(BlobError::Lost))
+    }
+}
+
+/// For a merge: nodes come from wherever they are, and the merge is put off if the server is needed and away.
+impl Nodes for Blobs {
+    fn get(&self, r: &Reference) -> Result<Arc<Node>, Missing> {
+        self.node(r, clock::now() + CALL_DEADLINE)
+            .map_err(|_| Missing(*r))
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    // Nothing that can panic runs while these are held.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

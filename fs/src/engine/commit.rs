@@ -1,0 +1,377 @@
+//! The commit: the newest checkpoint becomes a restore point on the server, by compare-and-swap on the chain's head.
+//!
+//! Invariant (ordering law): every object the tree names is acknowledged, then the signed commit is durable here, then it
+//! is sent, and the same bytes are sent again until they are answered; then the pins are durable, then the outbox forgets.
+//! A head that is not ours stops commits and loses nothing. One thread.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use ed25519_dalek::SigningKey;
+use sealdrive_core::commit_body::{CommitBody, Head, MIN_FORMAT};
+use sealdrive_core::seal::commit_location;
+use sealdrive_proto::commit::{COMMIT_RECORD_LEN, CommitFields, SignedCommit, body_hash, skip_seq};
+use sealdrive_proto::id::{DeviceId, DriveId, Kind, LinkHash};
+use tokio::sync::watch;
+
+use super::backoff::Backoff;
+use super::chain::{Chain, ChainError};
+use super::checkpoint::Candidate;
+use super::events::EventKind;
+use super::lease::Lease;
+use super::shared::Shared;
+use crate::clock;
+use crate::journal::Twin;
+use crate::limits::CALL_DEADLINE;
+use crate::remote::{HeadAnswer, RemoteError};
+
+/// A commit that was signed, and perhaps sent.
+#[derive(Clone)]
+pub(super) struct Pending {
+    /// What was signed.
+    pub(super) commit: SignedCommit,
+    /// What its body says.
+    pub(super) plain: CommitBody,
+    /// The sealed body.
+    pub(super) body: Bytes,
+}
+
+impl Pending {
+    /// `commit ‖ plain length u32 ‖ plain ‖ body`: the commit has a fixed length.
+    pub(super) fn encode(&self) -> Vec<u8> {
+        let plain = self.plain.encode();
+        let mut out = self.commit.bytes().to_vec();
+        out.extend_from_slice(&(plain.len() as u32).to_le_bytes());
+        out.extend_from_slice(&plain);
+        out.extend_from_slice(&self.body);
+        out
+    }
+
+    /// Reads what `encode` wrote.
+    pub(super) fn decode(bytes: &[u8]) -> Option<Self> {
+        let (commit, rest) = bytes.split_at_checked(COMMIT_RECORD_LEN)?;
+        let (len, rest) = rest.split_first_chunk::<4>()?;
+        let (plain, body) = rest.split_at_checked(u32::from_le_bytes(*len) as usize)?;
+        Some(Self {
+            commit: SignedCommit::parse(commit).ok()?,
+            plain: CommitBody::decode(plain).ok()?,
+            body: Bytes::copy_from_slice(body),
+        })
+    }
+}
+
+/// What the thread owns.
+pub(super) struct Committer {
+    /// The engine's parts.
+    pub(super) shared: Arc<Shared>,
+    /// The drive.
+    pub(super) drive: DriveId,
+    /// This device.
+    pub(super) device: DeviceId,
+    /// Signs commits.
+    pub(super) signing: Arc<SigningKey>,
+    /// The chain as far as it was verified, and the way to verify more.
+    pub(super) chain: Chain,
+    /// Durable pins.
+    pub(super) pins_record: Twin,
+    /// Durable signed commit.
+    pub(super) commit_record: Twin,
+    /// Signed, sent perhaps, and not answered: by an earlier run, or under an earlier lease. The newest is last.
+    pub(super) pending: Vec<Pending>,
+    /// Head of the account chain that the devices were taken from.
+    pub(super) membership: LinkHash,
+    /// Lease state.
+    pub(super) lease: watch::Receiver<Lease>,
+}
+
+/// Why a commit did not come about now.
+enum Setback {
+    /// Try again after a pause.
+    Later(RemoteError),
+    /// Never again in this run.
+    Stop(EventKind, String),
+    /// Local state failed.
+    Local(String),
+    /// Shutting down.
+    Closing,
+}
+
+impl From<RemoteError> for Setback {
+    fn from(e: RemoteError) -> Self {
+        match e {
+            RemoteError::Tampered(why) => Self::Stop(EventKind::Fork, why),
+            RemoteError::Refused(why) => Self::Stop(EventKind::Refused, why),
+            other => Self::Later(other),
+        }
+    }
+}
+
+impl From<ChainError> for Setback {
+    fn from(e: ChainError) -> Self {
+        match e {
+            ChainError::Remote(e) => e.into(),
+            ChainError::Rollback => Self::Stop(EventKind::Rollback, e.to_string()),
+            other => Self::Stop(EventKind::Fork, other.to_string()),
+        }
+    }
+}
+
+impl Committer {
+    /// Commits candidates until the engine closes.
+    pub(super) fn run(mut self) {
+        let mut backoff = Backoff::default();
+        let mut joined = false;
+        loop {
+            let ready = |m: &super::progress::Milestones| m.candidate.is_some() || m.quit;
+            self.shared
+                .progress
+                .wait(clock::now() + Duration::from_secs(60), ready);
+            let now = self.shared.progress.now();
+            if now.quit || now.stopped.is_some() || now.failed.is_some() {
+                return;
+            }
+            let done = self.join(&mut joined).and_then(|()| match now.candidate {
+                Some(candidate) => self.commit(candidate),
+                None => Ok(()),
+            });
+            match done {
+                Ok(()) => backoff.reset(),
+                Err(Setback::Later(e)) => {
+                    if matches!(e, RemoteError::Fenced | RemoteError::Stale) {
+                        self.shared.renew_lease();
+                    }
+                    self.shared.note_remote_error(&e);
+                    self.shared
+                        .progress
+                        .wait(clock::now() + backoff.next(), |m| m.quit);
+                }
+                Err(Setback::Stop(kind, why)) => self.shared.stop_commits(kind, &why),
+                Err(Setback::Local(why)) => self.shared.fail_local(&why),
+                Err(Setback::Closing) => return,
+            }
+        }
+    }
+
+    /// Once per mount, before the first commit: the server's head must be what we know, or ours.
+    fn join(&mut self, joined: &mut bool) -> Result<(), Setback> {
+        if *joined {
+            return Ok(());
+        }
+        self.held()?;
+        let head = self.chain.head()?;
+        self.accept_head(head)?;
+        *joined = true;
+        Ok(())
+    }
+
+    /// The head is the pinned one, or a commit of ours that was on its way; anything else stops commits.
+    fn accept_head(&mut self, head: Option<HeadAnswer>) -> Result<(), Setback> {
+        let Some(head) = head else {
+            return if self.chain.pins().seq == 0 {
+                Ok(())
+            } else {
+                Err(ChainError::Rollback.into())
+            };
+        };
+        let commit = self.chain.check_head(&head)?;
+        if commit.hash() == self.chain.pins().hash {
+            return Ok(());
+        }
+        match self
+            .pending
+            .iter()
+            .find(|pending| pending.commit.bytes() == commit.bytes())
+            .cloned()
+        {
+            Some(ours) => self.pin(&ours),
+            None => Err(Setback::Stop(
+                EventKind::Fenced,
+                format!(
+                    "another device has written commit {} of this drive",
+                    commit.fields().seq
+                ),
+            )),
+        }
+    }
+
+    fn commit(&mut self, candidate: Candidate) -> Result<(), Setback> {
+        if self.chain.pins().root() == Some(candidate.root) {
+            // Nothing that a restore point would show has changed, or it was accepted after all.
+            return self.settle(candidate);
+        }
+        self.wait_for_upload(candidate)?;
+        self.shared.crash.reached("acknowledged");
+        let (epoch, gc_generation) = self.held()?;
+        if let Some(unanswered) = self.unanswered(epoch) {
+            self.submit(&unanswered, epoch, gc_generation)?;
+        }
+        if self.chain.pins().root() != Some(candidate.root) {
+            let pending = self.sign(candidate, epoch)?;
+            self.shared.crash.reached("commit-durable");
+            self.submit(&pending, epoch, gc_generation)?;
+        }
+        self.shared.crash.reached("pinned");
+        self.settle(candidate)
+    }
+
+    /// The commit signed under this lease that was never answered: the same bytes go first.
+    fn unanswered(&self, lease_epoch: u64) -> Option<Pending> {
+        let next = self.chain.pins().seq + 1;
+        let last = self.pending.last()?;
+        let fields = last.commit.fields();
+        (fields.seq == next && fields.lease_epoch == lease_epoch).then(|| last.clone())
+    }
+
+    fn submit(&mut self, pending: &Pending, epoch: u64, gc_generation: u64) -> Result<(), Setback> {
+        let answer = self
+            .chain
+            .submit(&pending.commit, &pending.body, gc_generation)?;
+        if answer.accepted {
+            self.shared.crash.reached("commit-accepted");
+            return self.pin(pending);
+        }
+        if answer.lease_epoch != epoch {
+            return Err(RemoteError::Fenced.into());
+        }
+        // The lease is ours, so the head must be: one whose answer was lost.
+        let head = self.chain.head()?;
+        self.accept_head(head)?;
+        Err(RemoteError::Stale.into())
+    }
+
+    /// The candidate is in the chain: the outbox may forget what it covers.
+    fn settle(&self, candidate: Candidate) -> Result<(), Setback> {
+        let store = &self.shared.store;
+        let retired = store
+            .retire(candidate.covered)
+            .and_then(|()| store.save_index());
+        retired.map_err(|e| Setback::Local(e.to_string()))?;
+        self.shared.crash.reached("retired");
+        let commit_seq = self.chain.pins().seq;
+        self.shared.progress.update(|m| {
+            m.committed = m.committed.max(candidate.seq);
+            m.commit_seq = commit_seq;
+            m.remote_error = None;
+            if m.candidate.is_some_and(|c| c.seq <= candidate.seq) {
+                m.candidate = None;
+            }
+        });
+        Ok(())
+    }
+
+    /// Signs a commit for `candidate` and makes it durable.
+    fn sign(&mut self, candidate: Candidate, lease_epoch: u64) -> Result<Pending, Setback> {
+        let pins = self.chain.pins();
+        let (seq, prev) = (pins.seq + 1, pins.hash);
+        let plain = self.body(candidate);
+        let location = commit_location(&self.drive, seq, &prev);
+        let encoded = plain.encode();
+        let body = self
+            .shared
+            .blobs
+            .with_sealer(|s| s.seal_located(Kind::Commit, &location, &encoded));
+        let last = self
+            .pending
+            .iter()
+            .map(|p| p.commit.fields().device_seq)
+            .max()
+            .unwrap_or(0);
+        let fields = CommitFields {
+            drive: self.drive,
+            seq,
+            prev,
+            skip: pins.skip_hash(skip_seq(seq)),
+            device: self.device,
+            device_seq: pins.device_seq.max(last) + 1,
+            lease_epoch,
+            key_epoch: self.shared.blobs.keys().epoch(),
+            body_hash: body_hash(&body),
+        };
+        let pending = Pending {
+            commit: fields.sign(&self.signing),
+            plain,
+            body,
+        };
+        self.commit_record
+            .write(&pending.encode())
+            .map_err(|e| Setback::Local(e.to_string()))?;
+        self.pending.push(pending.clone());
+        Ok(pending)
+    }
+
+    fn body(&self, candidate: Candidate) -> CommitBody {
+        let pins = self.chain.pins();
+        let mut heads = pins
+            .body
+            .as_ref()
+            .map(|body| body.heads.clone())
+            .unwrap_or_default();
+        if pins.seq > 0 {
+            // What is pinned was signed by this device, or opened when it joined: then the body named its author's past.
+            heads.retain(|head| head.device != self.device);
+            heads.push(Head {
+                device: self.device,
+                seq: pins.seq,
+                hash: pins.hash,
+            });
+            heads.sort_by_key(|head| head.device);
+        }
+        let usage = self.shared.drive.usage().unwrap_or_default();
+        let (time_s, time_ns) = clock::wall_ns();
+        CommitBody {
+            min_format: MIN_FORMAT,
+            root: candidate.root.0,
+            op_seq: candidate.seq,
+            // The counter itself stands in the drive's records.
+            next_ino: 0,
+            membership: self.membership,
+            time_s,
+            time_ns,
+            files: usage.files,
+            bytes: usage.bytes,
+            heads,
+        }
+    }
+
+    /// The commit is in the chain: remembers it, durably.
+    fn pin(&mut self, accepted: &Pending) -> Result<(), Setback> {
+        let device_seq = accepted.commit.fields().device_seq;
+        let pins = self
+            .chain
+            .advance(&accepted.commit, accepted.plain.clone(), device_seq)?;
+        let written = self.pins_record.write(&pins.encode());
+        written.map_err(|e| Setback::Local(e.to_string()))?;
+        self.pending.clear();
+        self.shared
+            .progress
+            .update(|m| m.commit_ms = Some(clock::wall_ms()));
+        Ok(())
+    }
+
+    fn wait_for_upload(&self, candidate: Candidate) -> Result<(), Setback> {
+        loop {
+            let outbox = self.shared.store.outbox();
+            let there = |m: &super::progress::Milestones| {
+                m.quit
+                    || m.failed.is_some()
+                    || outbox.acknowledged() >= candidate.reach.max(m.must_reach)
+            };
+            let arrived = self
+                .shared
+                .progress
+                .wait(clock::now() + CALL_DEADLINE, there);
+            if self.shared.progress.now().quit {
+                return Err(Setback::Closing);
+            }
+            if arrived {
+                return Ok(());
+            }
+        }
+    }
+
+    fn held(&mut self) -> Result<(u64, u64), Setback> {
+        let held = self.lease.borrow_and_update().held();
+        held.ok_or_else(|| RemoteError::Unreachable("the writer lease is not held".into()).into())
+    }
+}

@@ -1,0 +1,88 @@
+//! What an engine is opened with.
+//!
+//! Invariant: keys come in derived and shared; the engine derives, stores and logs none. Called by the mount's wiring.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ed25519_dalek::{SigningKey, VerifyingKey};
+use sealdrive_core::keys::DomainKeys;
+use sealdrive_core::local::LocalKeys;
+use sealdrive_proto::id::{DeviceId, DriveId, LinkHash};
+
+use super::crash::CrashPoints;
+use crate::limits::{CACHE_BUDGET, COMMIT_INTERVAL, OUTBOX_BUDGET};
+use crate::remote::Remote;
+
+/// What an engine is opened with.
+pub struct EngineConfig {
+    /// State directory of this drive on this machine; created with mode 0700.
+    pub dir: PathBuf,
+    /// The drive.
+    pub drive: DriveId,
+    /// This device.
+    pub device: DeviceId,
+    /// Keys of the drive's domain.
+    pub keys: Arc<DomainKeys>,
+    /// Keys of the local records of this drive on this machine.
+    pub local: Arc<LocalKeys>,
+    /// The device's signing key: signs commits.
+    pub signing: Arc<SigningKey>,
+    /// Signing keys of every device whose commits count, revoked ones included, from the account's chain.
+    pub devices: HashMap<DeviceId, VerifyingKey>,
+    /// Head of the chain that `devices` was taken from.
+    pub membership: LinkHash,
+    /// The server; none for a drive without one. Connects lazily.
+    pub remote: Option<Arc<dyn Remote>>,
+    /// User and group of the root directory of a drive that has none yet.
+    pub owner: (u32, u32),
+    /// Bytes of local copies of what the server has.
+    pub cache_budget: u64,
+    /// Bytes of sealed objects not yet on the server at which writes are refused.
+    pub outbox_budget: u64,
+    /// Time between commits while something changes.
+    pub commit_interval: Duration,
+    /// How long a machine without state waits for the server at open.
+    pub join_patience: Duration,
+    /// Take the writer lease from another device that holds it.
+    pub take_over: bool,
+    /// Sealing threads; 0: one per core.
+    pub workers: usize,
+    /// Named points for tests.
+    pub crash: CrashPoints,
+}
+
+impl EngineConfig {
+    /// Defaults for everything that has one.
+    pub fn new(
+        dir: impl Into<PathBuf>,
+        drive: DriveId,
+        device: DeviceId,
+        keys: Arc<DomainKeys>,
+        local: Arc<LocalKeys>,
+        signing: Arc<SigningKey>,
+    ) -> Self {
+        let devices = HashMap::from([(device, signing.verifying_key())]);
+        Self {
+            dir: dir.into(),
+            drive,
+            device,
+            keys,
+            local,
+            signing,
+            devices,
+            membership: LinkHash([0; 32]),
+            remote: None,
+            owner: (0, 0),
+            cache_budget: CACHE_BUDGET,
+            outbox_budget: OUTBOX_BUDGET,
+            commit_interval: COMMIT_INTERVAL,
+            join_patience: Duration::from_secs(30),
+            take_over: false,
+            workers: 0,
+            crash: CrashPoints::default(),
+        }
+    }
+}

@@ -1,0 +1,243 @@
+//! The engine under a mounted drive: makes it durable here, seals it, sends it, commits it, and brings content back.
+//!
+//! Invariants: `sync_local` returns only when everything done before it survives a power cut of this machine;
+//! `sync_server` only when it survives the loss of this machine. With local state a drive opens without any server.
+//! Called by the mount's wiring and the kernel's border; everything below it is reached only through [`Engine`].
+
+mod backoff;
+mod blobs;
+mod chain;
+mod checkpoint;
+mod commit;
+mod config;
+mod conflict;
+mod crash;
+mod decoded;
+mod events;
+mod fetch;
+mod flights;
+mod flush;
+mod lease;
+mod open;
+mod pace;
+mod prefetch;
+mod progress;
+mod shared;
+mod status;
+mod threads;
+mod upload;
+mod warm;
+mod writeback;
+
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use sealdrive_core::reference::Reference;
+use sealdrive_proto::id::Kind;
+
+pub use self::blobs::BlobError;
+pub use self::chain::ChainError;
+pub use self::config::EngineConfig;
+pub use self::crash::CrashPoints;
+pub use self::events::{Event, EventKind};
+pub use self::flush::NotDurable;
+pub use self::status::{Connection, Status};
+use self::threads::Running;
+use crate::clock;
+use crate::drive::{Drive, Settle};
+use crate::journal::{JournalError, TwinError};
+use crate::limits::{FSYNC_JOURNAL, NODE_WAIT};
+use crate::remote::RemoteError;
+use crate::store::StoreError;
+
+/// Why a drive does not open.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// The state directory cannot be used.
+    #[error("{0}: {1}")]
+    Io(&'static str, #[source] io::Error),
+    /// Another process has this drive open.
+    #[error("this drive is mounted already on this machine")]
+    Busy,
+    /// Local packs or index.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Checkpoint, pins or pending commit.
+    #[error(transparent)]
+    Record(#[from] TwinError),
+    /// The journal.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    /// This machine has no state of the drive, and the server could not give it.
+    #[error("this machine does not know the drive yet, and: {0}")]
+    NoState(#[source] RemoteError),
+    /// What the server shows does not verify.
+    #[error(transparent)]
+    Chain(#[from] ChainError),
+    /// The drive's root cannot be read.
+    #[error("the drive's root directory cannot be read: {0}")]
+    Root(#[source] BlobError),
+}
+
+/// Why not everything is on the server. Nothing is lost: it is durable here.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SyncError {
+    /// The deadline passed.
+    #[error("not everything is on the server yet")]
+    Pending,
+    /// No commit is written any more, and why.
+    #[error("commits have stopped: {0}")]
+    Stopped(String),
+    /// Local state failed.
+    #[error(transparent)]
+    Local(#[from] NotDurable),
+    /// This mount has no server.
+    #[error("this mount has no server")]
+    NoServer,
+}
+
+/// One mounted drive's engine. Dropping it stops its threads without a last commit; see [`Engine::shutdown`].
+pub struct Engine {
+    running: Running,
+    stopped: Mutex<bool>,
+}
+
+impl Engine {
+    /// Loads the checkpoint, replays the journal, and starts the threads. On a machine without state of this drive waits
+    /// for the server, at most `config.join_patience`.
+    pub fn open(config: EngineConfig) -> Result<Self, EngineError> {
+        Ok(Self {
+            running: Running::start(config)?,
+            stopped: Mutex::new(false),
+        })
+    }
+
+    /// The file system in memory.
+    pub fn drive(&self) -> &Arc<Drive> {
+        &self.running.shared.drive
+    }
+
+    /// Returns when everything done before the call is durable on this machine. Waits for the disk, never the network.
+    pub fn sync_local(&self) -> Result<(), NotDurable> {
+        let (_, data) = self.drive().unlogged_bytes();
+        if data > FSYNC_JOURNAL {
+            // Large files go to the disk once, sealed; only what no chunk takes yet goes through the journal.
+            let shared = &self.running.shared;
+            if let Ok(jobs) =
+                shared.with_nodes(|drive| drive.writeback_jobs(Settle::Settled, u64::MAX))
+            {
+                self.running.workers.dispatch(jobs);
+                self.running.workers.wait_idle();
+            }
+        }
+        self.running.flusher.sync()
+    }
+
+    /// Returns when everything done before the call is in a commit on the server. `progress` is called about twice a
+    /// second and answers whether to go on.
+    pub fn sync_server(
+        &self,
+        deadline: Instant,
+        mut progress: impl FnMut(&Status) -> bool,
+    ) -> Result<(), SyncError> {
+        self.sync_local()?;
+        if !self.running.has_remote() {
+            return Err(SyncError::NoServer);
+        }
+        let shared = &self.running.shared;
+        let clean = shared.is_clean();
+        let mut target = 0;
+        shared.progress.update(|m| {
+            target = if clean {
+                m.checkpointed
+            } else {
+                shared.drive.seq()
+            };
+            m.wanted = m.wanted.max(target);
+        });
+        loop {
+            let pause = deadline.min(clock::now() + Duration::from_millis(500));
+            let over = |m: &progress::Milestones| {
+                m.committed >= target || m.stopped.is_some() || m.failed.is_some()
+            };
+            shared.progress.wait(pause, over);
+            let now = shared.progress.now();
+            if now.committed >= target {
+                return Ok(());
+            }
+            if now.failed.is_some() {
+                return Err(NotDurable.into());
+            }
+            if let Some(why) = now.stopped {
+                return Err(SyncError::Stopped(why));
+            }
+            if !progress(&self.status()) || clock::now() >= deadline {
+                return Err(SyncError::Pending);
+            }
+        }
+    }
+
+    /// A chunk's plaintext if no network is needed for it. May read the disk.
+    pub fn chunk_local(&self, reference: &Reference) -> Result<Option<Bytes>, BlobError> {
+        self.running.shared.blobs.local(Kind::Data, reference)
+    }
+
+    /// A chunk's plaintext before `deadline`. Readers of the same chunk share one fetch. Blocks.
+    pub fn chunk(&self, reference: &Reference, deadline: Instant) -> Result<Bytes, BlobError> {
+        self.running
+            .shared
+            .blobs
+            .get(Kind::Data, reference, deadline)
+    }
+
+    /// Loads a tree node that the drive found missing, and gives it to the drive. Blocks.
+    pub fn node(&self, reference: &Reference, deadline: Instant) -> Result<(), BlobError> {
+        let node = self.running.shared.blobs.node(reference, deadline)?;
+        self.drive().add_node(reference, node);
+        Ok(())
+    }
+
+    /// The same, from this machine only: whether it was here. May read the disk.
+    pub fn node_local(&self, reference: &Reference) -> Result<bool, BlobError> {
+        if !self.running.shared.blobs.is_here(Kind::Tree, reference) {
+            return Ok(false);
+        }
+        self.node(reference, clock::now() + NODE_WAIT)
+            .map(|()| true)
+    }
+
+    /// Reads these chunks ahead, in the background, as far as there is room in the queue.
+    pub fn prefetch(&self, references: impl IntoIterator<Item = Reference>) {
+        self.running.prefetch.ask(references);
+    }
+
+    /// How the drive stands.
+    pub fn status(&self) -> Status {
+        self.running.status()
+    }
+
+    /// Stops writers, makes everything durable here and, until `deadline`, on the server; then ends all threads.
+    /// Everything is durable here also if it answers `Pending`.
+    pub fn shutdown(&self, deadline: Instant) -> Result<(), SyncError> {
+        let mut stopped = self.stopped.lock().unwrap_or_else(PoisonError::into_inner);
+        if *stopped {
+            return Ok(());
+        }
+        *stopped = true;
+        let done = match self.sync_server(deadline, |_| true) {
+            Err(SyncError::NoServer) => Ok(()),
+            done => done,
+        };
+        self.drive().close();
+        self.running.close();
+        done
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.running.abandon();
+    }
+}

@@ -1,0 +1,188 @@
+//! How a drive comes back: from this machine's checkpoint and journal, or, on a machine without memory, from the server.
+//!
+//! Invariant: with local state no server is needed; without it nothing is believed but a head whose signature, body and
+//! history verify. Missing pins beside other local state stop commits (somebody may have rolled this machine back) but
+//! never reading. Called by `Engine::open`.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use sealdrive_core::commit_body::CommitBody;
+use sealdrive_core::local::LocalKeys;
+use sealdrive_core::seal::commit_location;
+use sealdrive_core::tree::Root;
+use sealdrive_proto::id::{DriveId, Kind};
+
+use super::EngineError;
+use super::blobs::Blobs;
+use super::chain::{Chain, ChainError, Pins};
+use super::checkpoint::Checkpoint;
+use super::commit::Pending;
+use super::config::EngineConfig;
+use crate::clock;
+use crate::journal::{Purpose, Twin, TwinError};
+use crate::limits::{CALL_DEADLINE, JOIN_PATIENCE_LEAST};
+use crate::remote::{HeadAnswer, RemoteError};
+
+/// The three small durable records, and what they said.
+pub(super) struct Records {
+    pub(super) checkpoint: Twin,
+    pub(super) pins: Twin,
+    pub(super) commit: Twin,
+    pub(super) found_checkpoint: Option<Checkpoint>,
+    pub(super) found_pins: Option<Pins>,
+    pub(super) found_commit: Option<Pending>,
+    /// Pins that exist but do not open.
+    pub(super) pins_damaged: bool,
+}
+
+impl Records {
+    pub(super) fn open(
+        dir: &Path,
+        drive: DriveId,
+        keys: &Arc<LocalKeys>,
+    ) -> Result<Self, EngineError> {
+        let open = |purpose| Twin::open(dir, drive, purpose, Arc::clone(keys));
+        let (checkpoint, found_checkpoint) = open(Purpose::Checkpoint)?;
+        let (pins, found_pins, pins_damaged) = match open(Purpose::Pins) {
+            Ok((twin, found)) => (twin, found, false),
+            Err(TwinError::Damaged(_)) => (
+                Twin::fresh(dir, drive, Purpose::Pins, Arc::clone(keys)),
+                None,
+                true,
+            ),
+            Err(e) => return Err(e.into()),
+        };
+        let (commit, found_commit) = open(Purpose::Commit)?;
+        let damaged = |what| move || EngineError::Record(TwinError::Damaged(what));
+        let decode = |bytes: Vec<u8>| Checkpoint::decode(&bytes).ok_or_else(damaged("checkpoint"));
+        Ok(Self {
+            checkpoint,
+            pins,
+            commit,
+            found_checkpoint: found_checkpoint.map(decode).transpose()?,
+            found_pins: found_pins.and_then(|bytes| Pins::decode(&bytes)),
+            found_commit: found_commit.and_then(|bytes| Pending::decode(&bytes)),
+            pins_damaged,
+        })
+    }
+}
+
+/// Where a drive starts.
+pub(super) struct Start {
+    pub(super) checkpoint: Checkpoint,
+    pub(super) pins: Pins,
+    /// Why no commit may be written, if so.
+    pub(super) distrust: Option<String>,
+}
+
+/// From this machine's memory, if it has one; else from the server; else empty. `unsaved`: the journal holds something.
+pub(super) fn start(
+    records: &mut Records,
+    chain: Option<&mut Chain>,
+    blobs: &Blobs,
+    config: &EngineConfig,
+    unsaved: bool,
+) -> Result<Start, EngineError> {
+    let pins = records.found_pins.clone().unwrap_or_else(Pins::none);
+    if let Some(checkpoint) = records.found_checkpoint {
+        let forgot = records.found_pins.is_none() && chain.is_some();
+        let distrust = forgot.then(|| match records.pins_damaged {
+            true => "this device's memory of the server is damaged".to_owned(),
+            false => "this device's memory of the server is gone".to_owned(),
+        });
+        let settled = !forgot && !unsaved && checkpoint.root == pins.root();
+        let newer = chain
+            .filter(|_| settled)
+            .and_then(|chain| elsewhere(chain, blobs, config));
+        let (checkpoint, pins) = match newer {
+            Some((newer, pins)) => {
+                records.pins.write(&pins.encode())?;
+                records.checkpoint.write(&newer.encode())?;
+                (newer, pins)
+            }
+            None => (checkpoint, pins),
+        };
+        return Ok(Start {
+            checkpoint,
+            pins,
+            distrust,
+        });
+    }
+    let mut start = Start {
+        checkpoint: Checkpoint { root: None, seq: 0 },
+        pins,
+        distrust: None,
+    };
+    if let Some(chain) = chain {
+        let head = ask(chain, config.join_patience).map_err(EngineError::NoState)?;
+        match head {
+            Some(head) => {
+                start.checkpoint = join(chain, blobs, config, &head)?;
+                start.pins = chain.pins().clone();
+            }
+            None if chain.pins().seq == 0 => {}
+            None => return Err(ChainError::Rollback.into()),
+        }
+    }
+    records.pins.write(&start.pins.encode())?;
+    records.checkpoint.write(&start.checkpoint.encode())?;
+    Ok(start)
+}
+
+/// What another device has committed since, if the server is reached at once and it verifies: with nothing of our own to
+/// keep we go on from there. Anything wrong with it is met again, and reported, by the first commit.
+fn elsewhere(
+    chain: &mut Chain,
+    blobs: &Blobs,
+    config: &EngineConfig,
+) -> Option<(Checkpoint, Pins)> {
+    let head = ask(chain, Duration::ZERO).ok()??;
+    let commit = chain.check_head(&head).ok()?;
+    if commit.fields().seq == chain.pins().seq {
+        return None;
+    }
+    let checkpoint = join(chain, blobs, config, &head).ok()?;
+    Some((checkpoint, chain.pins().clone()))
+}
+
+fn ask(chain: &Chain, patience: Duration) -> Result<Option<HeadAnswer>, RemoteError> {
+    let deadline = clock::now() + patience;
+    loop {
+        match chain.head_within(patience.clamp(JOIN_PATIENCE_LEAST, CALL_DEADLINE)) {
+            Err(e) if e.is_temporary() && clock::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(300))
+            }
+            answer => return answer,
+        }
+    }
+}
+
+/// Verifies and opens a head, and pins it.
+fn join(
+    chain: &mut Chain,
+    blobs: &Blobs,
+    config: &EngineConfig,
+    head: &HeadAnswer,
+) -> Result<Checkpoint, EngineError> {
+    let commit = chain.check_head(head)?;
+    let fields = commit.fields();
+    let location = commit_location(&config.drive, fields.seq, &fields.prev);
+    let broken = |what: String| EngineError::NoState(RemoteError::Tampered(what));
+    let plain = blobs
+        .with_sealer(|s| s.open_located(Kind::Commit, &location, &head.body))
+        .map_err(|e| broken(e.to_string()))?;
+    let body = CommitBody::decode(&plain).map_err(|e| broken(e.to_string()))?;
+    let checkpoint = Checkpoint {
+        root: Some(Root(body.root)),
+        seq: body.op_seq,
+    };
+    let device_seq = if fields.device == config.device {
+        fields.device_seq
+    } else {
+        0
+    };
+    chain.advance(&commit, body, device_seq)?;
+    Ok(checkpoint)
+}

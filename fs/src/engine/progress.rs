@@ -1,0 +1,93 @@
+//! How far the drive has come: milestones that some wait for and others reach.
+//!
+//! Invariant: milestones of one mount only rise. Called by every thread of the engine; nobody holds it over IO.
+
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use super::checkpoint::Candidate;
+use crate::clock;
+use crate::store::Position;
+
+/// What has been reached, counted in operations of the drive unless said otherwise.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Milestones {
+    /// Durable in the journal (or a checkpoint).
+    pub(super) journaled: u64,
+    /// Bytes of the journal.
+    pub(super) journal_bytes: u64,
+    /// Merged into the tree of the last checkpoint.
+    pub(super) checkpointed: u64,
+    /// Covered by the newest commit on the server.
+    pub(super) committed: u64,
+    /// Somebody waits for a commit that covers this.
+    pub(super) wanted: u64,
+    /// Number of the newest commit.
+    pub(super) commit_seq: u64,
+    /// When the server accepted it, this machine's clock.
+    pub(super) commit_ms: Option<u64>,
+    /// The newest checkpoint that is not committed yet.
+    pub(super) candidate: Option<Candidate>,
+    /// No commit before the upload has come here.
+    pub(super) must_reach: Position,
+    /// Why no commit is written any more, if so.
+    pub(super) stopped: Option<String>,
+    /// Why nothing is written on this machine any more, if so.
+    pub(super) failed: Option<String>,
+    /// The last thing the server or the network said against us; cleared by success.
+    pub(super) remote_error: Option<String>,
+    /// Shutting down: one more checkpoint and commit.
+    pub(super) closing: bool,
+    /// Shutting down: every thread ends now.
+    pub(super) quit: bool,
+}
+
+/// Milestones behind a lock and a bell.
+#[derive(Default)]
+pub(super) struct Progress {
+    now: Mutex<Milestones>,
+    changed: Condvar,
+}
+
+impl Progress {
+    /// A copy of the milestones.
+    pub(super) fn now(&self) -> Milestones {
+        self.lock().clone()
+    }
+
+    /// Changes them and rings the bell.
+    pub(super) fn update(&self, change: impl FnOnce(&mut Milestones)) {
+        change(&mut self.lock());
+        self.changed.notify_all();
+    }
+
+    /// Rings the bell: the upload has come further.
+    pub(super) fn acknowledged(&self) {
+        // Taking the lock orders this with a waiter that has just looked at the outbox.
+        drop(self.lock());
+        self.changed.notify_all();
+    }
+
+    /// No commit before the upload has come to `position`.
+    pub(super) fn must_reach(&self, position: Position) {
+        self.update(|m| m.must_reach = m.must_reach.max(position));
+    }
+
+    /// Waits until `reached` or the deadline; returns the last value of `reached`.
+    pub(super) fn wait(
+        &self,
+        deadline: Instant,
+        mut reached: impl FnMut(&Milestones) -> bool,
+    ) -> bool {
+        let left = deadline.saturating_duration_since(clock::now());
+        let (now, _) = self
+            .changed
+            .wait_timeout_while(self.lock(), left, |m| !reached(m))
+            .unwrap_or_else(PoisonError::into_inner);
+        reached(&now)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Milestones> {
+        self.now.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,105 @@
+//! The state of a mounted drive for people and programs.
+//!
+//! Invariant: fields are only ever added; nothing in it names a file or a key. Called by the control socket and tests.
+
+use serde::Serialize;
+
+use super::events::Event;
+use super::lease::Lease;
+
+/// Whether the server is reached and may be written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Connection {
+    /// This mount has no server.
+    None,
+    /// Not reached.
+    Offline,
+    /// Reached, lease held.
+    Online,
+    /// Another device writes this drive.
+    Elsewhere,
+    /// The server refuses this device.
+    Refused,
+}
+
+impl Connection {
+    /// From what the lease keeper knows and whether the upload stream is open.
+    pub(super) fn of(lease: Lease, online: bool) -> Self {
+        match lease {
+            Lease::Held { .. } if online => Self::Online,
+            Lease::Held { .. } | Lease::Unknown => Self::Offline,
+            Lease::Elsewhere(_) => Self::Elsewhere,
+            Lease::Refused => Self::Refused,
+        }
+    }
+}
+
+/// One look at a mounted drive.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Status {
+    /// Bytes written and neither sealed nor placed.
+    pub dirty_bytes: u64,
+    /// Bytes of the local journal.
+    pub journal_bytes: u64,
+    /// Bytes of sealed objects the server has not acknowledged.
+    pub pending_bytes: u64,
+    /// Number of them.
+    pub pending_objects: u64,
+    /// Bytes of all outbox packs.
+    pub outbox_bytes: u64,
+    /// Bytes of the local cache.
+    pub cache_bytes: u64,
+    /// Its budget.
+    pub cache_budget: u64,
+    /// Object bytes acknowledged since the mount.
+    pub sent_bytes: u64,
+    /// Everything done is in the last checkpoint.
+    pub is_clean: bool,
+    /// Something is in memory only.
+    pub unlogged: bool,
+    /// Operations done; the engine's own steps count too, so it may be above the milestones with nothing left to do.
+    pub operations: u64,
+    /// Operations durable on this machine.
+    pub journaled: u64,
+    /// Operations in the last checkpoint.
+    pub checkpointed: u64,
+    /// Operations the newest commit on the server covers.
+    pub committed: u64,
+    /// Number of that commit.
+    pub commit_seq: u64,
+    /// When the server accepted it, milliseconds since 1970 on this machine's clock.
+    pub commit_ms: Option<u64>,
+    /// Lease epoch, 0 if none is held.
+    pub lease_epoch: u64,
+    /// Whether the server is reached.
+    pub connection: Connection,
+    /// The last thing the network or the server said against us.
+    pub remote_error: Option<String>,
+    /// Why no commit is written any more.
+    pub stopped: Option<String>,
+    /// Why nothing is written any more.
+    pub failed: Option<String>,
+    /// Newest events, oldest first.
+    pub events: Vec<Event>,
+}
+
+impl Status {
+    /// Whether everything done is on the server.
+    pub fn is_committed(&self) -> bool {
+        self.is_clean && self.committed >= self.checkpointed
+    }
+
+    /// The weakest state of anything in the drive: `dirty`, `journaled`, `sent` or `committed`.
+    pub fn weakest(&self) -> &'static str {
+        if self.is_committed() {
+            "committed"
+        } else if self.unlogged {
+            "dirty"
+        } else if !self.is_clean || self.pending_objects > 0 {
+            "journaled"
+        } else {
+            "sent"
+        }
+    }
+}

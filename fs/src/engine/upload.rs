@@ -1,0 +1,227 @@
+//! The upload: the outbox in order, over one stream, within a window; whatever was not acknowledged is sent again.
+//!
+//! Invariant: `Outbox::acknowledge` is called only with what the server says survives its power cut, and never past an
+//! object whose id the server holds with other bytes until those were opened. One task.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use sealdrive_proto::id::Sid;
+use sealdrive_proto::limits::{UPLOAD_BATCH, UPLOAD_WINDOW};
+use tokio::sync::{Notify, watch};
+use tokio::time::timeout;
+
+use super::backoff::Backoff;
+use super::conflict;
+use super::events::EventKind;
+use super::lease::Lease;
+use super::shared::Shared;
+use crate::limits::CALL_DEADLINE;
+use crate::remote::{Ack, Remote, RemoteError, UploadStream};
+use crate::store::{Outgoing, Position, StoreError};
+
+/// What others see of the upload.
+#[derive(Default)]
+pub(super) struct Uploading {
+    /// Rung after every append.
+    pub(super) appended: Notify,
+    /// Bytes acknowledged since the mount.
+    pub(super) sent_bytes: AtomicU64,
+    /// The stream is open.
+    pub(super) online: AtomicBool,
+}
+
+impl Uploading {
+    /// Whether the stream is open.
+    pub(super) fn is_online(&self) -> bool {
+        self.online.load(Ordering::Relaxed)
+    }
+
+    /// Bytes acknowledged since the mount.
+    pub(super) fn sent(&self) -> u64 {
+        self.sent_bytes.load(Ordering::Relaxed)
+    }
+}
+
+struct Flying {
+    sequence: u64,
+    sid: Sid,
+    end: Position,
+    len: usize,
+}
+
+enum Stop {
+    Remote(RemoteError),
+    Local(StoreError),
+    LeaseLost,
+}
+
+impl From<RemoteError> for Stop {
+    fn from(e: RemoteError) -> Self {
+        Self::Remote(e)
+    }
+}
+
+impl From<StoreError> for Stop {
+    fn from(e: StoreError) -> Self {
+        Self::Local(e)
+    }
+}
+
+/// Uploads until `stop`.
+pub(super) async fn run(
+    shared: Arc<Shared>,
+    remote: Arc<dyn Remote>,
+    mut lease: watch::Receiver<Lease>,
+    mut stop: watch::Receiver<bool>,
+) {
+    let mut backoff = Backoff::default();
+    loop {
+        let held = tokio::select! {
+            held = lease.wait_for(|lease| lease.held().is_some()) => held.ok().and_then(|l| l.held()),
+            _ = stop.wait_for(|stop| *stop) => return,
+        };
+        let Some((epoch, gc_generation)) = held else {
+            return;
+        };
+        let before = shared.uploading.sent_bytes.load(Ordering::Relaxed);
+        let ended = tokio::select! {
+            ended = session(&shared, &remote, &mut lease, epoch, gc_generation) => ended,
+            _ = stop.wait_for(|stop| *stop) => return,
+        };
+        shared.uploading.online.store(false, Ordering::Relaxed);
+        if shared.uploading.sent_bytes.load(Ordering::Relaxed) > before {
+            backoff.reset();
+        }
+        match ended {
+            Stop::Remote(RemoteError::Fenced | RemoteError::Stale) | Stop::LeaseLost => {
+                shared.renew_lease()
+            }
+            Stop::Remote(e) if e.is_temporary() => shared.note_remote_error(&e),
+            Stop::Remote(e) => shared
+                .events
+                .push(EventKind::Refused, format!("upload: {e}")),
+            Stop::Local(StoreError::OutboxDamaged(sid, _)) => {
+                shared.events.push(
+                    EventKind::OutboxDamage,
+                    format!("object {}: checksum", sid.to_hex()),
+                );
+            }
+            Stop::Local(e) => shared.fail_local(&e.to_string()),
+        }
+        tokio::select! {
+            () = tokio::time::sleep(backoff.next()) => {}
+            _ = stop.wait_for(|stop| *stop) => return,
+        }
+    }
+}
+
+async fn session(
+    shared: &Arc<Shared>,
+    remote: &Arc<dyn Remote>,
+    lease: &mut watch::Receiver<Lease>,
+    epoch: u64,
+    gc_generation: u64,
+) -> Stop {
+    match transfer(shared, remote, lease, epoch, gc_generation).await {
+        Ok(never) => match never {},
+        Err(stop) => stop,
+    }
+}
+
+async fn transfer(
+    shared: &Arc<Shared>,
+    remote: &Arc<dyn Remote>,
+    lease: &mut watch::Receiver<Lease>,
+    epoch: u64,
+    gc_generation: u64,
+) -> Result<std::convert::Infallible, Stop> {
+    let late = |_| RemoteError::Unreachable("no answer in time".into());
+    let UploadStream { objects, mut acks } =
+        timeout(CALL_DEADLINE, remote.open_upload(epoch, gc_generation))
+            .await
+            .map_err(late)??;
+    shared.uploading.online.store(true, Ordering::Relaxed);
+    let mut cursor = shared.store.outbox().acknowledged();
+    let mut ready: VecDeque<Outgoing> = VecDeque::new();
+    let mut flying: VecDeque<Flying> = VecDeque::new();
+    let mut in_flight = 0;
+    let mut sequence = 0;
+    loop {
+        if ready.is_empty() && in_flight < UPLOAD_WINDOW {
+            ready = read_ahead(shared, cursor).await?.into();
+            cursor = ready.back().map_or(cursor, |last| last.end);
+        }
+        let may_send = !ready.is_empty() && in_flight < UPLOAD_WINDOW;
+        tokio::select! {
+            permit = objects.reserve(), if may_send => {
+                let gone = |_| RemoteError::Unreachable("the upload stream closed".into());
+                let permit = permit.map_err(gone)?;
+                if let Some(next) = ready.pop_front() {
+                    sequence += 1;
+                    in_flight += next.object.len();
+                    flying.push_back(Flying { sequence, sid: next.sid, end: next.end, len: next.object.len() });
+                    permit.send((sequence, next.object));
+                }
+            }
+            ack = acks.recv() => {
+                let gone = || RemoteError::Unreachable("the upload stream closed".into());
+                in_flight -= land(shared, remote, &mut flying, sequence, ack.ok_or_else(gone)??).await?;
+            }
+            () = shared.uploading.appended.notified(), if ready.is_empty() && in_flight < UPLOAD_WINDOW => {}
+            () = lost(lease, (epoch, gc_generation)) => return Err(Stop::LeaseLost),
+        }
+    }
+}
+
+async fn lost(lease: &mut watch::Receiver<Lease>, held: (u64, u64)) {
+    // An error means that the keeper is gone: then the lease is, too.
+    let _ = lease.wait_for(|now| now.held() != Some(held)).await;
+}
+
+async fn read_ahead(shared: &Arc<Shared>, cursor: Position) -> Result<Vec<Outgoing>, StoreError> {
+    let shared = Arc::clone(shared);
+    let read =
+        tokio::task::spawn_blocking(move || shared.store.outbox().next_after(cursor, UPLOAD_BATCH));
+    read.await.map_err(|_| StoreError::Failed)?
+}
+
+/// Takes what was acknowledged out of the window; returns its bytes.
+async fn land(
+    shared: &Arc<Shared>,
+    remote: &Arc<dyn Remote>,
+    flying: &mut VecDeque<Flying>,
+    sent: u64,
+    ack: Ack,
+) -> Result<usize, Stop> {
+    if ack.durable_sequence > sent {
+        return Err(RemoteError::Tampered("an acknowledgement of what was not sent".into()).into());
+    }
+    for conflict in &ack.conflicts {
+        let Some(ours) = flying.iter().find(|f| f.sequence == conflict.sequence) else {
+            continue;
+        };
+        conflict::settle(shared, remote, ours.sid, conflict.stored_hash).await?;
+    }
+    let mut bytes = 0;
+    let mut reached = None;
+    while flying
+        .front()
+        .is_some_and(|first| first.sequence <= ack.durable_sequence)
+    {
+        if let Some(landed) = flying.pop_front() {
+            bytes += landed.len;
+            reached = Some(landed.end);
+        }
+    }
+    if let Some(end) = reached {
+        shared.store.outbox().acknowledge(end);
+        shared
+            .uploading
+            .sent_bytes
+            .fetch_add(bytes as u64, Ordering::Relaxed);
+        shared.progress.acknowledged();
+    }
+    Ok(bytes)
+}

@@ -1,0 +1,336 @@
+//! The workers: a job's bytes are cut into chunks, sealed into the outbox, and its ranges placed in them.
+//!
+//! Invariant (ordering law): an object is in the outbox before the extent that names it is installed. Each byte passes
+//! once. Whoever hands out a job cuts it (one pass over the bytes, in order); the workers seal its chunks side by side,
+//! and the one that seals a job's last chunk installs it. Called by the pace thread, the checkpoint and fsync.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+
+use bytes::{Bytes, BytesMut};
+use sealdrive_core::chunk::CutStream;
+use sealdrive_core::record::{Extent, Ino};
+use sealdrive_core::reference::Reference;
+use sealdrive_core::seal::Compress;
+use sealdrive_proto::id::Kind;
+use sealdrive_proto::limits::MAX_CHUNK;
+
+use super::shared::Shared;
+use crate::drive::{Digest, Job, JobDone, Placed};
+use crate::limits::SEAL_IN_FLIGHT;
+
+/// One chunk to seal.
+struct Task {
+    job: Arc<Flying>,
+    index: usize,
+    plain: Bytes,
+}
+
+/// A job whose chunks are being sealed.
+struct Flying {
+    job: Job,
+    /// Where each chunk begins in the job's stream; one more for the end of the last.
+    borders: Vec<usize>,
+    references: Mutex<Vec<Option<Reference>>>,
+    left: AtomicUsize,
+    digests: Vec<(Ino, u64, Digest)>,
+}
+
+#[derive(Default)]
+struct Outstanding {
+    jobs: Mutex<usize>,
+    idle: Condvar,
+}
+
+/// The way to the workers. Cheap to clone.
+#[derive(Clone)]
+pub(super) struct Workers {
+    /// Empty after `stop`.
+    tasks: Arc<Mutex<Option<SyncSender<Task>>>>,
+    outstanding: Arc<Outstanding>,
+    shared: Arc<Shared>,
+}
+
+impl Workers {
+    /// Starts `count` threads.
+    pub(super) fn start(
+        shared: &Arc<Shared>,
+        count: usize,
+    ) -> std::io::Result<(Self, Vec<JoinHandle<()>>)> {
+        let (tasks, queue) =
+            sync_channel((SEAL_IN_FLIGHT / MAX_CHUNK).saturating_sub(count).max(1));
+        let queue = Arc::new(Mutex::new(queue));
+        let outstanding = Arc::<Outstanding>::default();
+        let threads = (0..count).map(|n| {
+            let (shared, queue, outstanding) = (
+                Arc::clone(shared),
+                Arc::clone(&queue),
+                Arc::clone(&outstanding),
+            );
+            std::thread::Builder::new()
+                .name(format!("seal-{n}"))
+                .spawn(move || work(&shared, &queue, &outstanding))
+        });
+        let threads = threads.collect::<Result<_, _>>()?;
+        let tasks = Arc::new(Mutex::new(Some(tasks)));
+        Ok((
+            Self {
+                tasks,
+                outstanding,
+                shared: Arc::clone(shared),
+            },
+            threads,
+        ))
+    }
+
+    /// Cuts the jobs and hands their chunks to the workers; waits only while the workers are behind.
+    pub(super) fn dispatch(&self, jobs: Vec<Job>) {
+        for job in jobs {
+            *self.outstanding.lock() += 1;
+            self.cut(job);
+        }
+    }
+
+    /// Waits until every job handed out so far is installed or has failed.
+    pub(super) fn wait_idle(&self) {
+        let jobs = self.outstanding.lock();
+        drop(self.outstanding.idle.wait_while(jobs, |jobs| *jobs > 0));
+    }
+
+    fn cut(&self, mut job: Job) {
+        let digests = self.share(&mut job);
+        let mut stream = CutStream::new(self.shared.blobs.keys().cutter());
+        let mut borders = vec![0];
+        for piece in &job.pieces {
+            stream.push(&piece.data, &mut borders);
+        }
+        if !job.open_ended {
+            stream.finish(&mut borders);
+        }
+        let chunks = borders.len() - 1;
+        let flying = Arc::new(Flying {
+            job,
+            references: Mutex::new(vec![None; chunks]),
+            left: AtomicUsize::new(chunks),
+            borders,
+            digests,
+        });
+        if chunks == 0 {
+            // Nothing long enough to cut: the bytes stay dirty and come again with what follows them.
+            flying.install(&self.shared);
+            self.outstanding.done();
+            return;
+        }
+        for index in 0..chunks {
+            let plain = flying.chunk(index);
+            let task = Task {
+                job: Arc::clone(&flying),
+                index,
+                plain,
+            };
+            let tasks = self
+                .tasks
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .clone();
+            if tasks.is_none_or(|tasks| tasks.send(task).is_err()) {
+                self.outstanding.done();
+                return;
+            }
+        }
+    }
+
+    /// Ends the threads; jobs handed out later are dropped.
+    pub(super) fn stop(&self) {
+        self.tasks
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+    }
+}
+
+impl Workers {
+    /// Takes out the small files whose content another file holds already; returns the digests of the others.
+    fn share(&self, job: &mut Job) -> Vec<(Ino, u64, Digest)> {
+        let mut digests = Vec::new();
+        job.pieces.retain(|piece| {
+            if !piece.whole {
+                return true;
+            }
+            let digest = self.shared.blobs.keys().small_digest(&piece.data);
+            if self.shared.drive.dedup(piece, &digest) {
+                return false;
+            }
+            digests.push((piece.ino, piece.version, digest));
+            true
+        });
+        digests
+    }
+}
+
+impl Outstanding {
+    fn lock(&self) -> MutexGuard<'_, usize> {
+        self.jobs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn done(&self) {
+        *self.lock() -= 1;
+        self.idle.notify_all();
+    }
+}
+
+fn work(shared: &Shared, queue: &Mutex<Receiver<Task>>, outstanding: &Outstanding) {
+    loop {
+        // Held while waiting for a task: the other idle workers wait for the lock instead of the channel.
+        let task = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
+        let Ok(Task { job, index, plain }) = task else {
+            return;
+        };
+        let _done = Turn {
+            shared,
+            job: &job,
+            outstanding,
+        };
+        let put = shared
+            .blobs
+            .with_sealer(|sealer| shared.blobs.put(sealer, Kind::Data, &plain, Compress::Zstd));
+        match put {
+            Ok(reference) => {
+                job.references
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)[index] = Some(reference);
+                shared.uploading.appended.notify_one();
+            }
+            Err(e) => shared.fail_local(&e.to_string()),
+        }
+    }
+}
+
+/// One chunk's turn: the last of a job installs it, also if sealing broke off, so that nobody waits for ever.
+struct Turn<'a> {
+    shared: &'a Shared,
+    job: &'a Flying,
+    outstanding: &'a Outstanding,
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.shared.fail_local("a sealing thread broke off");
+        }
+        if self.job.left.fetch_sub(1, Ordering::AcqRel) == 1 {
+            let _ended = Ended(self.outstanding);
+            if !std::thread::panicking() {
+                self.job.install(self.shared);
+            }
+        }
+    }
+}
+
+/// The job is over, whatever its installation did.
+struct Ended<'a>(&'a Outstanding);
+
+impl Drop for Ended<'_> {
+    fn drop(&mut self) {
+        self.0.done();
+    }
+}
+
+impl Flying {
+    /// The plaintext of a chunk: a slice if it lies in one piece, else gathered.
+    fn chunk(&self, index: usize) -> Bytes {
+        let (from, to) = (self.borders[index], self.borders[index + 1]);
+        let mut gathered = BytesMut::new();
+        let mut at = 0;
+        for piece in &self.job.pieces {
+            let (start, end) = (at, at + piece.data.len());
+            at = end;
+            if end <= from {
+                continue;
+            }
+            if start >= to {
+                break;
+            }
+            let part = piece
+                .data
+                .slice(from.max(start) - start..to.min(end) - start);
+            if part.len() == to - from {
+                return part;
+            }
+            if gathered.is_empty() {
+                gathered.reserve(to - from);
+            }
+            gathered.extend_from_slice(&part);
+        }
+        gathered.freeze()
+    }
+
+    /// Tells the drive where its ranges are now. A job with a failed chunk places nothing: its bytes stay dirty.
+    fn install(&self, shared: &Shared) {
+        let references = self
+            .references
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let placed = if references.iter().all(Option::is_some) {
+            self.place(&references)
+        } else {
+            Vec::new()
+        };
+        shared.crash.reached("sealed");
+        let digests = if placed.is_empty() {
+            Vec::new()
+        } else {
+            self.digests.clone()
+        };
+        let done = JobDone {
+            id: self.job.id,
+            placed,
+            digests,
+        };
+        if shared.with_nodes(|drive| drive.install(&done)).is_err() {
+            // A node is not to be had now: the job ends without a result, and its bytes come again.
+            let none = JobDone {
+                id: self.job.id,
+                ..JobDone::default()
+            };
+            if shared.drive.install(&none).is_err() {
+                tracing::warn!("a writeback job could not be ended");
+            }
+        }
+    }
+
+    fn place(&self, references: &[Option<Reference>]) -> Vec<Placed> {
+        let mut out = Vec::new();
+        let mut at = 0;
+        let mut index = 0;
+        for piece in &self.job.pieces {
+            let end = at + piece.data.len();
+            let mut from = at;
+            while from < end && index < references.len() {
+                let (chunk_from, chunk_to) = (self.borders[index], self.borders[index + 1]);
+                let to = end.min(chunk_to);
+                if let Some(reference) = references[index] {
+                    let extent = Extent::Chunk {
+                        reference,
+                        skip: (from - chunk_from) as u32,
+                        len: (to - from) as u32,
+                    };
+                    out.push(Placed {
+                        ino: piece.ino,
+                        off: piece.off + (from - at) as u64,
+                        version: piece.version,
+                        extent,
+                    });
+                }
+                from = to;
+                if to == chunk_to {
+                    index += 1;
+                }
+            }
+            at = end;
+        }
+        out
+    }
+}
