@@ -1,7 +1,7 @@
 //! Size buckets: the only payload lengths a server ever sees.
 //!
-//! Invariant: a bucket is `m * 2^s` with `8 <= m < 16` and at least [`MIN_BUCKET`], so eight sizes per doubling: at most
-//! 12.5 % padding (4.8 % measured on cut chunks) and 4.5 visible bits per chunk instead of 11.7.
+//! Invariant: a bucket is `m * 2^s` with `8 <= m < 16` and at least [`MIN_BUCKET`], so eight sizes per doubling: at
+//! most 12.5 % padding (4.8 % measured on cut chunks) and 4.5 visible bits per chunk instead of 11.7.
 //! Called by the header, by the sealing room (pads) and by the server (checks what it stores).
 
 use crate::limits::MIN_BUCKET;

@@ -2,7 +2,8 @@
 //!
 //! Invariant: a parsed header has the known magic, format, suite and zero flags, and `inner_len` fits a size bucket.
 //! Called by the sealing room (writes and reads) and by the server (checks domain, id and length; it can do no more).
-//! Layout: `"SDO1" ‖ format u8 ‖ suite u8 ‖ flags u8 = 0 ‖ 0 ‖ domain32 ‖ epoch u32 ‖ inner_len u32 ‖ sid32 ‖ nonce24`.
+//! Layout: `"SDO1" ‖ format u8 ‖ suite u8 ‖ flags u8 = 0 ‖ 0 ‖ domain32 ‖ epoch u32 ‖ inner_len u32 ‖ sid32 ‖
+//! nonce24`.
 
 use crate::bucket::{bucket, is_bucket};
 use crate::id::{DomainId, Epoch, Sid};

@@ -1,8 +1,9 @@
-//! The body of a commit: which tree it names, and what the next writer must know. Sealed as kind 3, never under an id.
+//! The body of a commit: which tree it names, and what the next writer must know. Sealed as kind 3, never under an
+//! id.
 //!
-//! Invariant: one body has one encoding; what decodes encodes back to the same bytes. The newest commit seen of every device
-//! stands in it, so that one commit both sides can see exposes a forked history. Called by the engine (commits, mounts) and
-//! by the history room. Layout: FORMAT.md, "Commit body".
+//! Invariant: one body has one encoding; what decodes encodes back to the same bytes. The newest commit seen of
+//! every device stands in it, so that one commit both sides can see exposes a forked history. Called by the engine
+//! (commits, mounts) and by the history room. Layout: FORMAT.md, "Commit body".
 
 use crate::reference::Reference;
 use sealdrive_proto::id::{CommitHash, DeviceId, LinkHash};

@@ -1,7 +1,8 @@
 //! The key box: a domain's secrets, sealed under the account root.
 //!
-//! Invariant: both locks, keys from both halves of the root; the clear header (account, domain, generations) goes into the
-//! keys, so a box cannot be given to another account or pass for another one. Called by the account flows. Layout: FORMAT.md.
+//! Invariant: both locks, keys from both halves of the root; the clear header (account, domain, generations) goes
+//! into the keys, so a box cannot be given to another account or pass for another one. Called by the account flows.
+//! Layout: FORMAT.md.
 
 use crate::keys::DomainSecrets;
 use crate::seal::inner::{self, InnerData};

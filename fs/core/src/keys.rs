@@ -1,7 +1,7 @@
 //! The keys of a domain: two random roots per epoch, two permanent secrets, and everything derived from them.
 //!
-//! Invariant: what the inner lock uses comes from `R_in` by HKDF-SHA-512, what the outer lock uses comes from `R_out` by BLAKE3;
-//! ids come from `K_id`, which no epoch changes. One key, one use. Layouts: FORMAT.md, "Keys".
+//! Invariant: what the inner lock uses comes from `R_in` by HKDF-SHA-512, what the outer lock uses comes from
+//! `R_out` by BLAKE3; ids come from `K_id`, which no epoch changes. One key, one use. Layouts: FORMAT.md, "Keys".
 //! Called by the sealing room, the tree (node key) and the account flows (making and boxing secrets).
 
 use crate::chunk::CutKeys;
@@ -88,9 +88,10 @@ impl DomainSecrets {
             .epoch
     }
 
-    /// What a genesis or rotate link publishes of the newest roots, so that every member can check that all got the same:
-    /// `derive_key("… domain commitment", R_in ‖ R_out ‖ K_id ‖ K_cdc ‖ epoch u32)`. It hides them (they are random) and binds
-    /// them. Without the domain id, which hashes the link that carries this.
+    /// What a genesis or rotate link publishes of the newest roots, so that every member can check that all got the
+    /// same:
+    /// `derive_key("… domain commitment", R_in ‖ R_out ‖ K_id ‖ K_cdc ‖ epoch u32)`. It hides them (they are random)
+    /// and binds them. Without the domain id, which hashes the link that carries this.
     pub fn commitment(&self) -> [u8; 32] {
         let roots = self
             .epochs

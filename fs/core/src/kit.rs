@@ -1,8 +1,10 @@
-//! The emergency kit: what a person prints, and types into a new machine. With the passphrase it gives the account back.
+//! The emergency kit: what a person prints, and types into a new machine. With the passphrase it gives the account
+//! back.
 //!
 //! Invariant: a kit that parses is whole (checksum); it carries the account secret key, so it is wiped like one.
 //! Called by the account flows.
-//! Text: Crockford base32 of `1 ‖ account32 ‖ server_pk32 ‖ ask32 ‖ BLAKE3(preceding)[..4]` in groups of six, `@`, address.
+//! Text: Crockford base32 of `1 ‖ account32 ‖ server_pk32 ‖ ask32 ‖ BLAKE3(preceding)[..4]` in groups of six, `@`,
+//! address.
 
 use crate::secret::Secret;
 use sealdrive_proto::id::AccountId;

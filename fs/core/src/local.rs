@@ -1,4 +1,5 @@
-//! The seal of local records: journal, checkpoint, outbox index, pins. Both locks, keys that never leave this machine.
+//! The seal of local records: journal, checkpoint, outbox index, pins. Both locks, keys that never leave this
+//! machine.
 //!
 //! Invariant: a record opens only under the header and index it was sealed with; no plaintext reaches the disk.
 //! Called by the engine room with the header of a segment or file, see FORMAT.md, "Local records".

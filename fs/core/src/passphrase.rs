@@ -76,8 +76,8 @@ pub(crate) fn stretch(
     if !cost.is_allowed() {
         return Err(PassphraseError::Cost);
     }
-    // The same passphrase typed on two systems arrives in two Unicode forms. Reserved whole, so that growing leaves no copy
-    // (NFC can triple the length).
+    // The same passphrase typed on two systems arrives in two Unicode forms. Reserved whole, so that growing leaves
+    // no copy (NFC can triple the length).
     let mut normal = Zeroizing::new(String::with_capacity(3 * passphrase.len()));
     normal.extend(passphrase.nfc());
     if normal.len() > MAX_PASSPHRASE {

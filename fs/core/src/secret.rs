@@ -1,7 +1,7 @@
 //! Key bytes that wipe themselves, and the four ways keys are derived.
 //!
-//! Invariant: a [`Secret`] has no `Debug`, `Clone` or serialisation, lives on the heap at one address and is wiped on drop;
-//! derivation states are wiped too. Called by the key, sealing, chunking and slot rooms only.
+//! Invariant: a [`Secret`] has no `Debug`, `Clone` or serialisation, lives on the heap at one address and is wiped
+//! on drop; derivation states are wiped too. Called by the key, sealing, chunking and slot rooms only.
 
 use hkdf::Hkdf;
 use hmac::{Hmac, KeyInit, Mac};

@@ -1,8 +1,9 @@
 //! A slot: secrets sealed to a passphrase *and* a 256-bit key the server never has.
 //!
-//! Invariant: whoever holds a slot but not that key has nothing to guess a passphrase with; all of the clear header goes into
-//! the keys, both associated data and the commitment, so none of it can be changed or swapped.
-//! Called by the account flows: the login slot on the server, and the keystore on this machine. Layout: FORMAT.md, "Slot".
+//! Invariant: whoever holds a slot but not that key has nothing to guess a passphrase with; all of the clear header
+//! goes into the keys, both associated data and the commitment, so none of it can be changed or swapped.
+//! Called by the account flows: the login slot on the server, and the keystore on this machine. Layout: FORMAT.md,
+//! "Slot".
 
 use crate::passphrase::{ARGON2_VERSION, Argon2Cost, PassphraseError, stretch};
 use crate::seal::inner::{self, InnerData};
@@ -286,8 +287,8 @@ impl AccountRoot {
     }
 }
 
-/// The key that may only read the slot and the account chain, from the account secret key alone: what a machine with nothing
-/// but the kit starts from.
+/// The key that may only read the slot and the account chain, from the account secret key alone: what a machine with
+/// nothing but the kit starts from.
 pub fn slot_fetch_key(ask: &Secret<32>) -> SigningKey {
     let seed: Secret<32> = hkdf(&[], ask.expose(), &[b"sealdrive/v1/slot-fetch"]);
     SigningKey::from_bytes(seed.expose())
@@ -354,8 +355,8 @@ mod tests {
         );
     }
 
-    /// Everything wrong with the clear header is said before a second of Argon2 is spent (and this test would take minutes
-    /// if it were not), except bytes that only the keys can judge.
+    /// Everything wrong with the clear header is said before a second of Argon2 is spent (and this test would take
+    /// minutes if it were not), except bytes that only the keys can judge.
     #[test]
     fn the_header_is_checked_first() {
         let slot = sealed();
@@ -415,8 +416,8 @@ mod tests {
         }
     }
 
-    /// Neither cipher commits to its key, so a slot could be made that opens under two passphrases and tells which one was
-    /// tried. Here both ciphers would open and only the commitment is another one.
+    /// Neither cipher commits to its key, so a slot could be made that opens under two passphrases and tells which
+    /// one was tried. Here both ciphers would open and only the commitment is another one.
     #[test]
     fn the_commitment_decides() {
         let mut slot = sealed();

@@ -1,13 +1,14 @@
 //! The chunking secret must not be recoverable from the lengths of chunks, which a server sees in buckets.
 //!
-//! Story: a chunker with a secret seed cuts a file the attacker knows. From where it was cut the attacker computes the seed and
-//! then recognises any other file by its chunk lengths. The attack below is given everything it could wish for (exact
-//! lengths, no padding) and must succeed against the seeded `fastcdc`, or it would prove nothing; against ours it must
-//! find no seed.
+//! Story: a chunker with a secret seed cuts a file the attacker knows. From where it was cut the attacker computes
+//! the seed and then recognises any other file by its chunk lengths. The attack below is given everything it could
+//! wish for (exact lengths, no padding) and must succeed against the seeded `fastcdc`, or it would prove nothing;
+//! against ours it must find no seed.
 //!
-//! Why it works: the gear hash after byte `i` is the sum of `(table[b_j] ^ seed) << (i - j)` over the last 64 bytes, and a
-//! cut says that certain bits of it are zero. Bit `k` of the sum depends on bits `0..=k` of the seed only, since carries
-//! travel upward: guess the seed from the lowest bit on, and each mask bit halves the candidates per known cut.
+//! Why it works: the gear hash after byte `i` is the sum of `(table[b_j] ^ seed) << (i - j)` over the last 64 bytes,
+//! and a cut says that certain bits of it are zero. Bit `k` of the sum depends on bits `0..=k` of the seed only,
+//! since carries travel upward: guess the seed from the lowest bit on, and each mask bit halves the candidates per
+//! known cut.
 
 use fastcdc::v2020::{FastCDC, Normalization, get_gear_with_seed, select_masks};
 use sealdrive_core::chunk::CutStream;
@@ -46,7 +47,8 @@ fn our_cuts(data: &[u8], secret: u8) -> Vec<usize> {
     cuts
 }
 
-/// What one observed cut says: the table entries of the bytes before it, newest first, and which bits of the hash are zero.
+/// What one observed cut says: the table entries of the bytes before it, newest first, and which bits of the hash
+/// are zero.
 struct Observation {
     entries: Vec<u64>,
     mask: u64,
@@ -150,8 +152,8 @@ fn finds_nothing_against_ours() {
     );
 }
 
-/// Beyond that one attack: with another secret the cuts of the same content are unrelated, so lengths of known files say
-/// nothing about a drive whose secret is unknown.
+/// Beyond that one attack: with another secret the cuts of the same content are unrelated, so lengths of known files
+/// say nothing about a drive whose secret is unknown.
 #[test]
 fn lengths_under_two_secrets_are_unrelated() {
     let data = noise(3, 16 << 20);

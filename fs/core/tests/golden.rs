@@ -1,5 +1,6 @@
-//! Golden vectors of every format of this crate: fixed keys, fixed bytes. A failing line here means that drives written by
-//! a released program would no longer open, deduplicate or verify: that is a new format version, never a new vector.
+//! Golden vectors of every format of this crate: fixed keys, fixed bytes. A failing line here means that drives
+//! written by a released program would no longer open, deduplicate or verify: that is a new format version, never a
+//! new vector.
 //!
 //! Short results stand as hex, long ones as BLAKE3 of the bytes.
 

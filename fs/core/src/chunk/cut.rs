@@ -1,8 +1,9 @@
-//! Where a stream is cut: the `fastcdc` crate, 2020 variant, over the whitened stream. The only file that may name `fastcdc`.
+//! Where a stream is cut: the `fastcdc` crate, 2020 variant, over the whitened stream. The only file that may name
+//! `fastcdc`.
 //!
-//! Invariant: cuts are those of `FastCDC` run over the whole whitened stream at once, however the stream is handed in.
-//! A chunk's end depends on that chunk's own bytes alone (no window reaches before its byte `min - 63`), so cutting
-//! resumes exactly at any cut with nothing remembered: start a new [`CutStream`] there.
+//! Invariant: cuts are those of `FastCDC` run over the whole whitened stream at once, however the stream is handed
+//! in. A chunk's end depends on that chunk's own bytes alone (no window reaches before its byte `min - 63`), so
+//! cutting resumes exactly at any cut with nothing remembered: start a new [`CutStream`] there.
 //! Called by the writeback workers.
 
 use super::whiten::{CutKeys, WINDOW};
@@ -11,10 +12,11 @@ use sealdrive_proto::limits::{AVG_CHUNK, MAX_CHUNK, MIN_CHUNK};
 use std::sync::Arc;
 use zeroize::Zeroize;
 
-/// Positions whitened and tested at a time. Larger wastes work behind the cut, smaller wastes the start of four lanes.
+/// Positions whitened and tested at a time. Larger wastes work behind the cut, smaller wastes the start of four
+/// lanes.
 const BLOCK: usize = 16 << 10;
-/// Whitened bytes a tested position depends on: the highest bit of any mask is bit 47, and a byte leaves bit `k` of the
-/// gear hash after `k + 1` shifts.
+/// Whitened bytes a tested position depends on: the highest bit of any mask is bit 47, and a byte leaves bit `k` of
+/// the gear hash after `k + 1` shifts.
 const MEMORY: usize = 64;
 
 /// Chunk sizes a drive cuts by. All devices of a drive must use the same.
@@ -32,11 +34,13 @@ impl ChunkSizes {
         None => panic!("the default sizes are acceptable"),
     };
 
-    /// Even (fastcdc tests positions in pairs and only debug-asserts it), rising, `max` at most [`MAX_CHUNK`], and `min` long
-    /// enough that what is read beyond a cut lies in the part of the next chunk that is skipped; else `None`.
+    /// Even (fastcdc tests positions in pairs and only debug-asserts it), rising, `max` at most [`MAX_CHUNK`], and
+    /// `min` long enough that what is read beyond a cut lies in the part of the next chunk that is skipped; else
+    /// `None`.
     pub const fn new(min: usize, avg: usize, max: usize) -> Option<Self> {
         let even = min.is_multiple_of(2) && avg.is_multiple_of(2) && max.is_multiple_of(2);
-        // More than two windows: none reaches into the chunk before, which is why cutting resumes with nothing remembered.
+        // More than two windows: none reaches into the chunk before, which is why cutting resumes with nothing
+        // remembered.
         let apart = min >= BLOCK + WINDOW;
         if even && apart && min < avg && avg < max && max <= MAX_CHUNK {
             Some(Self { min, avg, max })
@@ -81,7 +85,8 @@ impl CutStream {
         }
     }
 
-    /// Takes more of the stream; appends the cuts that are now certain, as end offsets from the beginning of the stream.
+    /// Takes more of the stream; appends the cuts that are now certain, as end offsets from the beginning of the
+    /// stream.
     pub fn push(&mut self, mut data: &[u8], cuts: &mut Vec<usize>) {
         while !data.is_empty() {
             let skipped = self.sizes.min - WINDOW;
@@ -102,8 +107,8 @@ impl CutStream {
         }
     }
 
-    /// Ends the stream: the last chunk ends with it. A stream that goes on is dropped instead: what lies behind its last cut
-    /// is pushed again, into a new one, when there is more.
+    /// Ends the stream: the last chunk ends with it. A stream that goes on is dropped instead: what lies behind its
+    /// last cut is pushed again, into a new one, when there is more.
     pub fn finish(mut self, cuts: &mut Vec<usize>) {
         if self.len > self.sizes.min {
             self.test_block(cuts);
@@ -144,7 +149,8 @@ impl CutStream {
     /// The first cut at or behind `from` in the whitened part of the chunk.
     fn find(&self, from: usize) -> Option<usize> {
         // The hash of a position behind `from` is the same whether the scan begins at `min` or MEMORY before `from`.
-        // Positions in between have been tested; a hit among them is an artefact of the short scan, then all is scanned.
+        // Positions in between have been tested; a hit among them is an artefact of the short scan, then all is
+        // scanned.
         let begin = from.saturating_sub(MEMORY);
         match self.scan(begin) {
             Some(at) if at < from => self.scan(0).filter(|at| *at >= from),

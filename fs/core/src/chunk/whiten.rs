@@ -1,8 +1,8 @@
 //! Whitening: turns plaintext into pseudorandom bytes, one per position, each a function of the 64 bytes up to it.
 //!
-//! Invariant: byte `i` is `AES-128_k(LE64(d0) ‖ LE64(d1))[0]`, where `d0`, `d1` are Toeplitz digests of bytes `i-63 ..= i`.
-//! Position independent, so four stretches are computed side by side: the digest is one long dependency chain, and four of
-//! them fill the processor. Called by the cutter.
+//! Invariant: byte `i` is `AES-128_k(LE64(d0) ‖ LE64(d1))[0]`, where `d0`, `d1` are Toeplitz digests of bytes `i-63
+//! ..= i`. Position independent, so four stretches are computed side by side: the digest is one long dependency
+//! chain, and four of them fill the processor. Called by the cutter.
 
 use crate::secret::{Secret, keyed};
 use aes::Aes128;
@@ -202,7 +202,8 @@ mod tests {
     fn times_x_is_the_field_s() {
         assert_eq!(times_x(1), 2);
         assert_eq!(times_x(1 << 63), 0x1b);
-        // x has order 2^64 - 1 divided by something only if the polynomial is reducible; squaring 64 times is the identity.
+        // x has order 2^64 - 1 divided by something only if the polynomial is reducible; squaring 64 times is the
+        // identity.
         let square = |v: u64| {
             (0..64)
                 .filter(|i| v >> i & 1 == 1)

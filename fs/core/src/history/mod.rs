@@ -1,8 +1,9 @@
 //! A drive's history as a device verifies it: from what it has seen before (its pins) to a head the server shows.
 //!
-//! Invariant: a head is accepted only along hashes from itself down to the pinned commit, every commit on the way signed by a
-//! device that could sign it then. So an older state, a fork, a foreign or an unsigned commit is refused, however the server
-//! answers; what it may do is show nothing. No IO: the walk says which commit it wants and is fed it.
+//! Invariant: a head is accepted only along hashes from itself down to the pinned commit, every commit on the way
+//! signed by a device that could sign it then. So an older state, a fork, a foreign or an unsigned commit is
+//! refused, however the server answers; what it may do is show nothing. No IO: the walk says which commit it wants
+//! and is fed it.
 //! Called by the engine (mount, before and after each commit).
 
 mod pins;
@@ -58,8 +59,8 @@ struct Signers<'a> {
 }
 
 impl Signers<'_> {
-    /// A revoked device's commits count up to the head that its revocation names. That head is an anchor for everyone: another
-    /// commit of the same number is a fork.
+    /// A revoked device's commits count up to the head that its revocation names. That head is an anchor for
+    /// everyone: another commit of the same number is a fork.
     fn check(&self, commit: &SignedCommit) -> Result<(), HistoryError> {
         let fields = commit.fields();
         if fields.drive != self.drive {

@@ -1,7 +1,8 @@
 //! Pins: what a device has seen of a drive, kept where the server cannot reach it.
 //!
-//! Invariant: they only go forward, and only to a verified head. They include the head's *spine*: the commits whose numbers are
-//! the head's with its lowest bits cleared one after the other, which is what the next commit's skip hash is taken from.
+//! Invariant: they only go forward, and only to a verified head. They include the head's *spine*: the commits whose
+//! numbers are the head's with its lowest bits cleared one after the other, which is what the next commit's skip
+//! hash is taken from.
 //! Called by the engine, which keeps them in a file of two alternating sealed copies (FORMAT.md, "Local records").
 
 use super::{HistoryError, Verified};
@@ -109,8 +110,8 @@ impl Pins {
         Ok(())
     }
 
-    /// Moves to a verified head whose body has been opened. `membership_seq` is the position of `body.membership` in the
-    /// account's verified chain.
+    /// Moves to a verified head whose body has been opened. `membership_seq` is the position of `body.membership` in
+    /// the account's verified chain.
     pub fn accept(
         &mut self,
         head: Verified,

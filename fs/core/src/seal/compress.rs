@@ -1,7 +1,7 @@
 //! Compression of single chunks: no dictionary, no state from one chunk to the next, bounded on the way back.
 //!
-//! Invariant: a compressed payload is only used if it lands in a smaller size bucket; a decompressed one has exactly the
-//! length its frame promised. Called by the object seal only.
+//! Invariant: a compressed payload is only used if it lands in a smaller size bucket; a decompressed one has exactly
+//! the length its frame promised. Called by the object seal only.
 
 use sealdrive_proto::bucket::bucket_below;
 use sealdrive_proto::limits::MAX_CHUNK;
@@ -17,16 +17,17 @@ pub enum Compress {
     Zstd,
 }
 
-/// zstd level unless the drive says otherwise. Measured per core on 256 MiB of kernel source cut into chunks: level 1 packs to
-/// 21.1 % at 490 MB/s, 2 to 20.4 % at 410, 3 to 19.5 % at 340; on programs 81.0 % at 1,050, 80.6 % at 770, 80.1 % at 530.
+/// zstd level unless the drive says otherwise. Measured per core on 256 MiB of kernel source cut into chunks: level
+/// 1 packs to 21.1 % at 490 MB/s, 2 to 20.4 % at 410, 3 to 19.5 % at 340; on programs 81.0 % at 1,050, 80.6 % at
+/// 770, 80.1 % at 530.
 pub const DEFAULT_LEVEL: u8 = 1;
 /// Chunks shorter than this are compressed without asking first: the probe would cost as much.
 const PROBE_FROM: usize = 64 << 10;
 /// Places probed, evenly spread, and bytes looked at in each.
 const SAMPLES: usize = 4;
 const SAMPLE: usize = 4 << 10;
-/// A sample that does not shrink by a 32nd counts as incompressible. Four of them, and the chunk is stored as it is: that
-/// saves a tenth of sealing photographs, films and archives.
+/// A sample that does not shrink by a 32nd counts as incompressible. Four of them, and the chunk is stored as it is:
+/// that saves a tenth of sealing photographs, films and archives.
 const LEAST_GAIN: usize = SAMPLE / 32;
 
 /// Compression contexts and their buffer, reused from chunk to chunk.

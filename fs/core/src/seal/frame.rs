@@ -1,6 +1,7 @@
 //! The frame: what both locks protect. A payload, how it is coded, and zeros up to a size bucket.
 //!
-//! Invariant: one plaintext has one frame per codec outcome; a frame with anything unusual (length, code, padding) is refused.
+//! Invariant: one plaintext has one frame per codec outcome; a frame with anything unusual (length, code, padding)
+//! is refused.
 //! Called by the object seal only.
 //! Layout: `ver u8 = 1 ‖ codec u8 (0 raw, 1 zstd) ‖ 0 u16 ‖ plain_len u32 ‖ comp_len u32 ‖ payload ‖ zeros`.
 

@@ -1,7 +1,7 @@
-//! The inner lock: AES-256-SIV (RFC 5297). The only file that may name `aes_siv`.
+//! The inner lock: AES-256-SIV (RFC 5297). The only file of the library that may name `aes_siv`.
 //!
-//! Invariant: there is always associated data and its first item is a constant label, because an empty S2V vector compiles
-//! and would make what is sealed for one purpose open for another. Deterministic: equal input, equal bytes.
+//! Invariant: there is always associated data and its first item is a constant label, because an empty S2V vector
+//! compiles and would make what is sealed for one purpose open for another. Deterministic: equal input, equal bytes.
 //! Called by the object seal and by the slot, key box and local records.
 
 use crate::secret::Secret;
@@ -54,7 +54,8 @@ pub(crate) fn unlock<'b>(
     )
 }
 
-// Generic over the cipher only so that the RFC's own vectors, which are for AES-128, run through the code that is used.
+// Generic over the cipher only so that the RFC's own vectors, which are for AES-128, run through the code that is
+// used.
 
 pub(super) fn siv_encrypt<'a, C, M>(
     siv: &mut Siv<C, M>,

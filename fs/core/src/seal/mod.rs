@@ -1,7 +1,7 @@
 //! Sealing: plaintext to object and back. Frame, inner lock, outer lock, in that order; opened in reverse.
 //!
-//! Invariant: an object opens only as the kind, domain, epoch and name it was sealed for, whole and unchanged; a failure
-//! wipes the buffers and gives nothing. Sealing uses no randomness: the same chunk gives the same bytes.
+//! Invariant: an object opens only as the kind, domain, epoch and name it was sealed for, whole and unchanged; a
+//! failure wipes the buffers and gives nothing. Sealing uses no randomness: the same chunk gives the same bytes.
 //! Called by the writeback and fetch workers, one [`Sealer`] per thread. Layout: FORMAT.md, "Object".
 
 mod compress;
@@ -99,7 +99,8 @@ pub struct Sealer {
 }
 
 impl Sealer {
-    /// Buffers are reserved whole (2.3 MiB of address space), because one that grew would leave unwiped copies behind.
+    /// Buffers are reserved whole (2.3 MiB of address space), because one that grew would leave unwiped copies
+    /// behind.
     pub fn new(keys: Arc<DomainKeys>) -> Self {
         Self::with_level(keys, DEFAULT_LEVEL)
     }
@@ -227,7 +228,8 @@ impl Sealer {
         }
     }
 
-    /// The order is the specification's: header, commitment, outer, inner, frame, payload (and content, by the caller).
+    /// The order is the specification's: header, commitment, outer, inner, frame, payload (and content, by the
+    /// caller).
     fn open_named(
         &mut self,
         kind: Kind,
@@ -341,7 +343,8 @@ fn outer_data(
     out
 }
 
-/// `BLAKE3-keyed(K_nonce, kind ‖ H[0..80] ‖ inner)[..24]`: no randomness to fail, and unequal contents get unequal nonces.
+/// `BLAKE3-keyed(K_nonce, kind ‖ H[0..80] ‖ inner)[..24]`: no randomness to fail, and unequal contents get unequal
+/// nonces.
 fn nonce(epoch: &EpochKeys, kind: Kind, before: &[u8], sealed: &[u8]) -> [u8; NONCE_LEN] {
     *keyed::<NONCE_LEN>(epoch.nonce.expose(), &[&[kind as u8], before, sealed]).expose()
 }

@@ -1,7 +1,9 @@
-//! The outer lock: XChaCha20-Poly1305 under a key made for this one message. The only file that may name `chacha20poly1305`.
+//! The outer lock: XChaCha20-Poly1305 under a key made for this one message. The only file that may name
+//! `chacha20poly1305`.
 //!
-//! Invariant: the key comes with a 32-byte commitment, checked in constant time before anything is decrypted, because the
-//! cipher alone lets one ciphertext open under two keys. Called by the object seal and by the slot, key box and local records.
+//! Invariant: the key comes with a 32-byte commitment, checked in constant time before anything is decrypted,
+//! because the cipher alone lets one ciphertext open under two keys. Called by the object seal and by the slot, key
+//! box and local records.
 
 use crate::secret::{Secret, keyed};
 use chacha20poly1305::XChaCha20Poly1305;
@@ -21,7 +23,8 @@ pub(crate) struct OuterKey {
 }
 
 impl OuterKey {
-    /// `K_obj32 ‖ commit32 = BLAKE3-keyed-XOF(root, header)`: the whole clear header goes in, so a changed header is another key.
+    /// `K_obj32 ‖ commit32 = BLAKE3-keyed-XOF(root, header)`: the whole clear header goes in, so a changed header is
+    /// another key.
     pub(crate) fn derive(root: &Secret<32>, header: &[u8]) -> Self {
         let both: Secret<64> = keyed(root.expose(), &[header]);
         let mut key = Secret::zeroed();
@@ -64,8 +67,8 @@ impl OuterKey {
     }
 }
 
-/// XChaCha20-Poly1305 in place; returns the tag. For messages whose key is never anyone else's choice (local records):
-/// everything that travels goes through [`OuterKey`].
+/// XChaCha20-Poly1305 in place; returns the tag. For messages whose key is never anyone else's choice (local
+/// records): everything that travels goes through [`OuterKey`].
 pub(crate) fn lock(
     key: &[u8; 32],
     nonce: &[u8; NONCE_LEN],

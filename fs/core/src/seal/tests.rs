@@ -149,7 +149,8 @@ fn every_pair_of_kinds_is_refused() {
 }
 
 /// The ids already keep kinds, domains and names apart. This takes the ids away and asks the locks alone:
-/// an object whose header is rewritten to what the reader expects, with the commitment made anew by a thief of `K_out`.
+/// an object whose header is rewritten to what the reader expects, with the commitment made anew by a thief of
+/// `K_out`.
 #[test]
 fn each_lock_refuses_another_identity_by_itself() {
     let mut s = sealer();

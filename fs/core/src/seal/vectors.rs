@@ -1,6 +1,8 @@
-//! Published vectors through our own wrappers: RFC 5297 A.1 and A.2, Wycheproof for both ciphers and both key derivations.
+//! Published vectors through our own wrappers: RFC 5297 A.1 and A.2, Wycheproof for both ciphers and both key
+//! derivations.
 //!
-//! They catch a wrong feature, a wrong backend or a wrong order of arguments, which self-made vectors would only repeat.
+//! They catch a wrong feature, a wrong backend or a wrong order of arguments, which self-made vectors would only
+//! repeat.
 
 use super::inner::{self, InnerRefused, siv_decrypt, siv_encrypt};
 use super::outer;
