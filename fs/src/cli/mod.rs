@@ -141,10 +141,25 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         }
     };
     let out = Output::new(cli.common.json, cli.common.quiet);
-    end(
-        out,
-        open(cli.common.home, out).and_then(|session| run(cli.command, &session)),
-    )
+    end(out, dispatch(cli, out))
+}
+
+fn dispatch(cli: Cli, out: Output) -> Result<Exit, Failure> {
+    let session = || open(cli.common.home, out);
+    match cli.command {
+        Command::Init(command) => command.run(&session()?),
+        Command::Recover(command) => command.run(&session()?),
+        Command::Status(command) => command.run(&session()?),
+        Command::Sync(command) => command.run(&session()?),
+        Command::Umount(command) => command.run(&session()?),
+        // These need no home.
+        Command::Completions(command) => command.run(&mut Cli::command()),
+        Command::Man(command) => command.run(Cli::command()),
+        Command::UnlockHelper => match unlock::serve(std::io::stdin(), std::io::stdout()) {
+            Ok(()) => Ok(Exit::Ok),
+            Err(error) => Err(Failure::new(Exit::Error, error.to_string(), "")),
+        },
+    }
 }
 
 fn open(home: Option<PathBuf>, out: Output) -> Result<Session, Failure> {
@@ -160,22 +175,6 @@ fn end(out: Output, done: Result<Exit, Failure>) -> ExitCode {
         failure.exit
     });
     ExitCode::from(exit.code())
-}
-
-fn run(command: Command, session: &Session) -> Result<Exit, Failure> {
-    match command {
-        Command::Init(command) => command.run(session),
-        Command::Recover(command) => command.run(session),
-        Command::Status(command) => command.run(session),
-        Command::Sync(command) => command.run(session),
-        Command::Umount(command) => command.run(session),
-        Command::Completions(command) => command.run(&mut Cli::command()),
-        Command::Man(command) => command.run(Cli::command()),
-        Command::UnlockHelper => match unlock::serve(std::io::stdin(), std::io::stdout()) {
-            Ok(()) => Ok(Exit::Ok),
-            Err(error) => Err(Failure::new(Exit::Error, error.to_string(), "")),
-        },
-    }
 }
 
 /// For commands that speak with the server and end: one thread is enough.

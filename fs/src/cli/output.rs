@@ -20,11 +20,6 @@ impl Output {
         Self { json, quiet }
     }
 
-    /// Whether results are JSON.
-    pub(super) fn is_json(self) -> bool {
-        self.json
-    }
-
     /// A result: `value` as JSON, or `text` for people.
     pub(super) fn result(self, value: &impl Serialize, text: impl FnOnce() -> String) {
         let line = if self.json {
