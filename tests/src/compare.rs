@@ -61,9 +61,31 @@ impl Report {
     }
 }
 
+/// What two trees that were made by the same operations at different moments need not share.
+#[derive(Debug, Clone, Copy)]
+pub struct Care {
+    /// Compare modification times.
+    pub times: bool,
+    /// Compare where holes are; without it a hole equals zeros.
+    pub holes: bool,
+}
+
 /// Compares everything below two directories, and the directories themselves.
 pub fn compare(left: &Path, right: &Path) -> io::Result<Report> {
+    compare_with(
+        Care {
+            times: true,
+            holes: true,
+        },
+        left,
+        right,
+    )
+}
+
+/// As `compare`, caring for less.
+pub fn compare_with(care: Care, left: &Path, right: &Path) -> io::Result<Report> {
     let mut walk = Walk {
+        care,
         report: Report::default(),
         links: BTreeMap::new(),
     };
@@ -72,6 +94,7 @@ pub fn compare(left: &Path, right: &Path) -> io::Result<Report> {
 }
 
 struct Walk {
+    care: Care,
     report: Report,
     /// Hard links: the first path of each (left device and inode), and the right inode that answered to it.
     links: BTreeMap<(u64, u64), (PathBuf, u64)>,
@@ -104,6 +127,7 @@ impl Walk {
     }
 
     fn attributes(&mut self, path: &Path, a: &Metadata, b: &Metadata) {
+        let care = self.care;
         let mut check = |what: &str, a: i128, b: i128| {
             if a != b {
                 self.report.differ(path, format!("{what} {a} against {b}"));
@@ -112,7 +136,9 @@ impl Walk {
         check("mode", a.mode().into(), b.mode().into());
         check("uid", a.uid().into(), b.uid().into());
         check("gid", a.gid().into(), b.gid().into());
-        check("mtime", nanoseconds(a), nanoseconds(b));
+        if care.times {
+            check("mtime", nanoseconds(a), nanoseconds(b));
+        }
         check("rdev", a.rdev().into(), b.rdev().into());
         if !a.is_dir() {
             check("size", a.size().into(), b.size().into());
@@ -168,7 +194,7 @@ impl Walk {
     fn content(&mut self, path: &Path, left: &Path, right: &Path) -> io::Result<()> {
         let (a, b) = (File::open(left)?, File::open(right)?);
         let (holes_a, holes_b) = (data_ranges(&a)?, data_ranges(&b)?);
-        if holes_a != holes_b {
+        if self.care.holes && holes_a != holes_b {
             let first = holes_a
                 .iter()
                 .zip(&holes_b)

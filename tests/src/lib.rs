@@ -12,4 +12,5 @@ pub mod conformance;
 pub mod made;
 pub mod proxy;
 pub mod tidy;
+pub mod twins;
 pub mod world;

@@ -1,6 +1,8 @@
 //! Canaries: nothing that is secret is ever seen outside the plaintext: not on the server's disk, not in local state,
 //! not on the wire (recorded without TLS), not in any log. Searched raw, in hex and in base64.
 
+#![allow(clippy::unwrap_used)]
+
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;

@@ -1,5 +1,7 @@
 //! Damage: bytes flipped on the server's disk and in local state. What is read is right, or an error; never wrong.
 
+#![allow(clippy::unwrap_used)]
+
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};

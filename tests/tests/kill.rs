@@ -3,6 +3,8 @@
 //! Everything in the ledger must be there after the next mount, and at the end on another machine with an empty cache.
 //! A run in which nothing was in flight at the kills proves nothing and fails.
 
+#![allow(clippy::unwrap_used)]
+
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::Write;

@@ -3,6 +3,8 @@
 //! The tree is real source (this repository and crates it is built from) and every odd corner of a file system;
 //! `scripts/main-job` runs the same on a Linux kernel tree (`SEALDRIVE_MAIN_TREE`).
 
+#![allow(clippy::unwrap_used)]
+
 use std::path::{Path, PathBuf};
 
 use sealdrive_tests::bench::subject::disk_use;
