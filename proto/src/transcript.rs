@@ -53,7 +53,8 @@ impl Binding {
     }
 }
 
-/// All that both sides of a login agree on. The server signs it under the hello label, the client under the login label.
+/// All that both sides of a login agree on. The server signs it under the hello label, the client under the login
+/// label.
 #[derive(Clone, PartialEq, Eq)]
 pub struct LoginTranscript {
     /// Who logs in.

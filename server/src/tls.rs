@@ -1,7 +1,7 @@
 //! TLS of the server: TLS 1.3 only, one self-made certificate whose fingerprint the connect string pins.
 //!
-//! Invariant: the certificate is made once, on first start, and never replaced by itself (every client pins it); its key
-//! file is readable by its owner alone. Called by `Server::start` and by the `invite` command.
+//! Invariant: the certificate is made once, on first start, and never replaced by itself (every client pins it); its
+//! key file is readable by its owner alone. Called by `Server::start` and by the `invite` command.
 
 use std::io;
 use std::path::Path;

@@ -1,7 +1,7 @@
 //! The drive's commit chain as this device has verified it, and the way to verify more of it.
 //!
-//! Invariant: pins only go forward, and only along hashes and signatures that were checked here; what the server says of
-//! its head is believed no further. Called by open (a machine without memory) and by the commit thread.
+//! Invariant: pins only go forward, and only along hashes and signatures that were checked here; what the server says
+//! of its head is believed no further. Called by open (a machine without memory) and by the commit thread.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -48,7 +48,8 @@ pub(super) struct Pins {
     pub(super) seq: u64,
     /// Its hash.
     pub(super) hash: CommitHash,
-    /// Commits whose numbers are `seq` with its lowest bits cleared, newest first: what the next skip hash is taken from.
+    /// Commits whose numbers are `seq` with its lowest bits cleared, newest first: what the next skip hash is taken
+    /// from.
     pub(super) prefixes: Vec<(u64, CommitHash)>,
     /// Last number this device signed with.
     pub(super) device_seq: u64,

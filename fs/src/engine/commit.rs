@@ -1,8 +1,8 @@
 //! The commit: the newest checkpoint becomes a restore point on the server, by compare-and-swap on the chain's head.
 //!
-//! Invariant (ordering law): every object the tree names is acknowledged, then the signed commit is durable here, then it
-//! is sent, and the same bytes are sent again until they are answered; then the pins are durable, then the outbox forgets.
-//! A head that is not ours stops commits and loses nothing. One thread.
+//! Invariant (ordering law): every object the tree names is acknowledged, then the signed commit is durable here, then
+//! it is sent, and the same bytes are sent again until they are answered; then the pins are durable, then the outbox
+//! forgets. A head that is not ours stops commits and loses nothing. One thread.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -308,7 +308,8 @@ impl Committer {
             .map(|body| body.heads.clone())
             .unwrap_or_default();
         if pins.seq > 0 {
-            // What is pinned was signed by this device, or opened when it joined: then the body named its author's past.
+            // What is pinned was signed by this device, or opened when it joined: then the body named its author's
+            // past.
             heads.retain(|head| head.device != self.device);
             heads.push(Head {
                 device: self.device,

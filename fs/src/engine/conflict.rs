@@ -1,8 +1,8 @@
 //! An id of ours under which the server holds other bytes: another run of the compressor, or poison.
 //!
 //! Invariant: an object counts as acknowledged only if the server's copy equals ours or opens to the same content;
-//! otherwise the content is sealed again under the next variant, behind everything in the outbox, and no commit goes out
-//! before that is acknowledged. Called by the upload.
+//! otherwise the content is sealed again under the next variant, behind everything in the outbox, and no commit goes
+//! out before that is acknowledged. Called by the upload.
 
 use std::sync::Arc;
 

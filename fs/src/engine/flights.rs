@@ -1,6 +1,7 @@
 //! Single flight: of all readers that want the same object at once, one loads it and the others wait for its result.
 //!
-//! Invariant: a flight is removed before its result is handed out, so a later reader starts afresh. Called by `blobs.rs`.
+//! Invariant: a flight is removed before its result is handed out, so a later reader starts afresh. Called by
+//! `blobs.rs`.
 
 use std::collections::HashMap;
 use std::hash::Hash;

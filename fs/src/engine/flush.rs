@@ -1,8 +1,8 @@
 //! The journal thread: makes what the drive has done durable, for fsync and at least every two seconds.
 //!
-//! Invariant (ordering law): the log is taken first, then the outbox is synced, then the journal is appended and synced;
-//! so an extent in the journal never names an object that a power cut can take. All fsyncs that wait when a round begins
-//! share it. Called by `Engine::sync_local` and the checkpoint.
+//! Invariant (ordering law): the log is taken first, then the outbox is synced, then the journal is appended and
+//! synced; so an extent in the journal never names an object that a power cut can take. All fsyncs that wait when a
+//! round begins share it. Called by `Engine::sync_local` and the checkpoint.
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};

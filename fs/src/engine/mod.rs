@@ -105,8 +105,8 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// Loads the checkpoint, replays the journal, and starts the threads. On a machine without state of this drive waits
-    /// for the server, at most `config.join_patience`.
+    /// Loads the checkpoint, replays the journal, and starts the threads. On a machine without state of this drive
+    /// waits for the server, at most `config.join_patience`.
     pub fn open(config: EngineConfig) -> Result<Self, EngineError> {
         Ok(Self {
             running: Running::start(config)?,

@@ -1,4 +1,5 @@
-//! How a drive comes back: from this machine's checkpoint and journal, or, on a machine without memory, from the server.
+//! How a drive comes back: from this machine's checkpoint and journal, or, on a machine without memory, from the
+//! server.
 //!
 //! Invariant: with local state no server is needed; without it nothing is believed but a head whose signature, body and
 //! history verify. Missing pins beside other local state stop commits (somebody may have rolled this machine back) but
@@ -131,8 +132,8 @@ pub(super) fn start(
     Ok(start)
 }
 
-/// What another device has committed since, if the server is reached at once and it verifies: with nothing of our own to
-/// keep we go on from there. Anything wrong with it is met again, and reported, by the first commit.
+/// What another device has committed since, if the server is reached at once and it verifies: with nothing of our own
+/// to keep we go on from there. Anything wrong with it is met again, and reported, by the first commit.
 fn elsewhere(
     chain: &mut Chain,
     blobs: &Blobs,

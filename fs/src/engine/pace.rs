@@ -81,7 +81,8 @@ impl Pace {
         if drive.overlay_bytes() > OVERLAY_CHECKPOINT || now.journal_bytes > JOURNAL_CHECKPOINT {
             return clock::now() >= last + PACE_INTERVAL * 10;
         }
-        // While a commit is on its way the next one waits: offline this keeps checkpoints (and the nodes they seal) few.
+        // While a commit is on its way the next one waits: offline this keeps checkpoints (and the nodes they seal)
+        // few.
         let free = now.committed == now.checkpointed && now.stopped.is_none();
         self.has_remote
             && free

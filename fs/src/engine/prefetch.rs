@@ -1,7 +1,7 @@
 //! Read-ahead: chunks that will probably be wanted are fetched and opened before they are.
 //!
-//! Invariant: asking never waits; what does not fit the queue is dropped, because a guess is not worth a wait. Called by
-//! the read path.
+//! Invariant: asking never waits; what does not fit the queue is dropped, because a guess is not worth a wait. Called
+//! by the read path.
 
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};

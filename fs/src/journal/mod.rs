@@ -1,7 +1,8 @@
 //! The journal's files: segments that are appended, synced, replayed at open and deleted once a checkpoint holds them.
 //!
-//! Invariants: a recovered segment is never appended to; a segment is deleted only when a durable checkpoint holds every
-//! operation in it, oldest first; after a failed write or fsync nothing more is written. The grammar and its seals are
+//! Invariants: a recovered segment is never appended to; a segment is deleted only when a durable checkpoint holds
+//! every operation in it, oldest first; after a failed write or fsync nothing more is written. The grammar and its
+//! seals are
 //! `sealdrive_core::journal`. Called by the journal thread and by open.
 
 mod twin;

@@ -1,8 +1,8 @@
 //! Sealed objects that the server has not acknowledged under a durable commit: appended in order, read in order.
 //!
-//! Invariant: nothing here is ever deleted. A pack leaves only as an `AckedPack`, which `retire` alone makes, once every
-//! object in it is acknowledged and a durable commit covers it. The appending lock covers memory and buffered write(2),
-//! never an fsync. Called by `store/mod.rs`.
+//! Invariant: nothing here is ever deleted. A pack leaves only as an `AckedPack`, which `retire` alone makes, once
+//! every object in it is acknowledged and a durable commit covers it. The appending lock covers memory and buffered
+//! write(2), never an fsync. Called by `store/mod.rs`.
 
 use std::collections::BTreeMap;
 use std::fs::File;

@@ -1,8 +1,9 @@
 //! One local pack: append, read, recover after a crash.
 //!
 //! Invariant: records follow one another without gaps, `len u32 ‖ crc32c u32 ‖ sid32 ‖ note98 ‖ object` (the
-//! checksum covers all from the sid on), after an 8-byte file header. The note says, sealed under the local keys, what the
-//! object is (zeros in copies from the server). What follows the last good record is a torn tail and is ignored; a recovered pack is never appended to. Called by outbox and cache.
+//! checksum covers all from the sid on), after an 8-byte file header. The note says, sealed under the local keys, what
+//! the object is (zeros in copies from the server). What follows the last good record is a torn tail and is ignored; a
+//! recovered pack is never appended to. Called by outbox and cache.
 
 use std::fs::{File, OpenOptions};
 use std::io;

@@ -1,9 +1,9 @@
 //! The footer of a sealed pack: all record headers, sorted by owner and id, so that a pack is listed with one read.
 //!
-//! `count × (record fields 136 ‖ offset u64) ‖ trailer`, trailer = `"SDPF" ‖ 0×4 ‖ count u64 ‖ start u64 ‖ check32 ‖ 0×8`,
-//! check = BLAKE3-keyed(store, "footer" ‖ count ‖ start ‖ entries). Invariant: a footer that parses was written whole by
-//! this store (a torn pack that happens to end in a client's bytes has none), and its entries lie inside the record
-//! area. Called by the writer (finish) and by the reader (open).
+//! `count × (record fields 136 ‖ offset u64) ‖ trailer`, trailer = `"SDPF" ‖ 0×4 ‖ count u64 ‖ start u64 ‖ check32 ‖
+//! 0×8`, check = BLAKE3-keyed(store, "footer" ‖ count ‖ start ‖ entries). Invariant: a footer that parses was written
+//! whole by this store (a torn pack that happens to end in a client's bytes has none), and its entries lie inside the
+//! record area. Called by the writer (finish) and by the reader (open).
 
 use sealdrive_proto::fields::Fields;
 

@@ -1,4 +1,5 @@
-//! The bench: `scripts/bench` builds it in release and runs it. Prints progress on stderr and a markdown table on stdout.
+//! The bench: `scripts/bench` builds it in release and runs it. Prints progress on stderr and a markdown table on
+//! stdout.
 
 use std::path::PathBuf;
 use std::process::Command;

@@ -50,8 +50,8 @@ impl Source {
         out
     }
 
-    /// Is this a test rather than product: the tests crate, a `tests/`, `benches/` or `examples/` directory, a `tests.rs`
-    /// module?
+    /// Is this a test rather than product: the tests crate, a `tests/`, `benches/` or `examples/` directory, a
+    /// `tests.rs` module?
     pub fn is_test(&self) -> bool {
         self.path
             .split('/')
