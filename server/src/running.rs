@@ -1,0 +1,334 @@
+//! Starting and stopping: opens the data directory, applies its records, serves, and winds down within a bound.
+//!
+//! Invariant: nothing is served before everything durable is known; plaintext is served on loopback only. Called by the
+//! command, the client's embedded mode and the tests.
+
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use sealdrive_proto::connect::ConnectString;
+use sealdrive_proto::v1;
+use tokio::net::TcpListener;
+use tokio::sync::oneshot;
+use tokio_stream::wrappers::ReceiverStream;
+use zeroize::Zeroizing;
+
+use crate::book::{Book, BookError};
+use crate::core::Core;
+use crate::identity::Identity;
+use crate::store::{Opened, Store, StoreError};
+use crate::tls::{Certificate, TlsError};
+use crate::{clock, invites, listen, service};
+
+/// How long open streams may take to end after a stop was asked for.
+const DRAIN: Duration = Duration::from_secs(5);
+
+/// Where to keep things and where to listen.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Data directory; made if absent.
+    pub data: PathBuf,
+    /// Address; port 0 picks a free one.
+    pub listen: SocketAddr,
+    /// Serve without TLS. Refused off loopback.
+    pub plaintext_loopback: bool,
+}
+
+/// Why the server did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// Files of the data directory.
+    #[error("data directory {dir}: {source}")]
+    Data {
+        /// Which.
+        dir: String,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The certificate.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// The address.
+    #[error("cannot listen on {addr}: {source}")]
+    Listen {
+        /// Which.
+        addr: SocketAddr,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Plaintext off loopback.
+    #[error(
+        "plaintext is served on loopback addresses only, not on {0}; leave out --plaintext-loopback"
+    )]
+    Plaintext(SocketAddr),
+    /// Another server works on the data.
+    #[error("another server is running on this data directory")]
+    Busy,
+    /// The services.
+    #[error("{0}")]
+    Setup(String),
+}
+
+/// The server.
+pub struct Server;
+
+/// A server that serves.
+pub struct Running {
+    address: SocketAddr,
+    connect: ConnectString,
+    core: Arc<Core>,
+    stop: Option<oneshot::Sender<()>>,
+    served: tokio::task::JoinHandle<Result<(), tonic::transport::Error>>,
+    _lock: std::fs::File,
+}
+
+/// What a data directory holds.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Counts {
+    /// Records in the index.
+    pub records: u64,
+    /// Accounts.
+    pub accounts: usize,
+    /// Drives.
+    pub drives: usize,
+    /// Bytes of packs.
+    pub pack_bytes: u64,
+    /// Damaged stretches found.
+    pub damaged: usize,
+}
+
+impl fmt::Display for Counts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            records,
+            accounts,
+            drives,
+            pack_bytes,
+            damaged,
+        } = self;
+        write!(
+            f,
+            "{records} records, {accounts} accounts, {drives} drives, {pack_bytes} bytes in packs, "
+        )?;
+        write!(f, "{damaged} damaged stretches")
+    }
+}
+
+/// Opens the directory for one process alone.
+fn open_data(data: &Path) -> Result<std::fs::File, StartError> {
+    let fail = |source| StartError::Data {
+        dir: data.display().to_string(),
+        source,
+    };
+    std::fs::create_dir_all(data).map_err(fail)?;
+    let lock = std::fs::File::create(data.join("lock")).map_err(fail)?;
+    match rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(lock),
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(StartError::Busy),
+        Err(error) => Err(fail(error.into())),
+    }
+}
+
+fn open_identity(data: &Path) -> Result<Identity, StartError> {
+    let fail = |source| StartError::Data {
+        dir: data.display().to_string(),
+        source,
+    };
+    let entropy = Zeroizing::new(clock::entropy().map_err(fail)?);
+    Identity::open(data, &entropy).map_err(fail)
+}
+
+fn open_book(data: &Path, server_pk: [u8; 32]) -> Result<(Book, Store, usize), StartError> {
+    let Opened {
+        store,
+        control,
+        damage,
+    } = Store::open(data)?;
+    let book = Book::new(server_pk);
+    for (record, received_ms) in &control {
+        if let Err(error) = book.apply(record, *received_ms) {
+            // One broken account must not keep the others from theirs.
+            log_broken(record.owner, &error);
+        }
+    }
+    book.restart_leases(clock::unix_ms());
+    Ok((book, store, damage))
+}
+
+fn log_broken(owner: [u8; 32], error: &BookError) {
+    tracing::error!(owner = %sealdrive_proto::id::AccountId(owner).to_hex(), %error, "control record refused");
+}
+
+impl Server {
+    /// Opens everything and serves until told to stop.
+    pub async fn start(config: Config) -> Result<Running, StartError> {
+        if config.plaintext_loopback && !config.listen.ip().is_loopback() {
+            return Err(StartError::Plaintext(config.listen));
+        }
+        let lock = open_data(&config.data)?;
+        let identity = open_identity(&config.data)?;
+        let certificate = Certificate::open(&config.data)?;
+        let fail = |source| StartError::Listen {
+            addr: config.listen,
+            source,
+        };
+        let listener = TcpListener::bind(config.listen).await.map_err(fail)?;
+        let address = listener.local_addr().map_err(fail)?;
+        let server_pk = identity.public();
+        let (book, store, _) = open_book(&config.data, server_pk)?;
+        let tls_fingerprint = (!config.plaintext_loopback).then(|| certificate.fingerprint());
+        let connect = ConnectString {
+            addr: address.to_string(),
+            server_pk,
+            tls_fingerprint,
+            invite: None,
+        };
+        let tls = if config.plaintext_loopback {
+            None
+        } else {
+            Some(certificate.config()?)
+        };
+        let core = Arc::new(Core::new(book, store, identity, config.data));
+        let (health, health_service) = tonic_health::server::health_reporter();
+        let setup = |error: tonic_reflection::server::Error| StartError::Setup(error.to_string());
+        let reflection = || {
+            tonic_reflection::server::Builder::configure()
+                .register_encoded_file_descriptor_set(v1::DESCRIPTOR)
+                .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        };
+        let router = service::router(&core)
+            .add_service(health_service)
+            .add_service(reflection().build_v1().map_err(setup)?)
+            .add_service(reflection().build_v1alpha().map_err(setup)?);
+        for name in [
+            "",
+            "sealdrive.v1.AccountService",
+            "sealdrive.v1.DriveService",
+            "sealdrive.v1.ObjectService",
+        ] {
+            health
+                .set_service_status(name, tonic_health::ServingStatus::Serving)
+                .await;
+        }
+        let (stop, stopped) = oneshot::channel();
+        let incoming = ReceiverStream::new(listen::accept(listener, tls));
+        let served = tokio::spawn(router.serve_with_incoming_shutdown(incoming, async move {
+            // Dropped or sent: both mean stop.
+            let _ = stopped.await;
+        }));
+        Ok(Running {
+            address,
+            connect,
+            core,
+            stop: Some(stop),
+            served,
+            _lock: lock,
+        })
+    }
+}
+
+impl Running {
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// How to reach it, without an invitation.
+    pub fn connect_string(&self) -> &ConnectString {
+        &self.connect
+    }
+
+    /// How to reach it, with a fresh one-time invitation.
+    pub fn invite(&self) -> io::Result<ConnectString> {
+        let code = clock::entropy()?;
+        invites::open(&self.core.data, &code)?;
+        Ok(ConnectString {
+            invite: Some(code),
+            ..self.connect.clone()
+        })
+    }
+
+    /// Resolves when the storage has failed: the server can then only be stopped and started again.
+    pub async fn failed(&self) -> String {
+        self.core.store.failed().await
+    }
+
+    /// Stops accepting, lets streams end for a few seconds, writes the index, closes.
+    pub async fn shutdown(mut self) -> Result<(), StartError> {
+        drop(self.stop.take());
+        let served = tokio::time::timeout(DRAIN, &mut self.served).await;
+        if served.is_err() {
+            self.served.abort();
+        }
+        let core = Arc::clone(&self.core);
+        let closed = tokio::task::spawn_blocking(move || core.store.close()).await;
+        closed.map_err(|error| StartError::Setup(error.to_string()))
+    }
+}
+
+/// Opens an invitation in a data directory, whether or not a server runs on it.
+pub fn invite(
+    data: &Path,
+    address: &str,
+    plaintext_loopback: bool,
+) -> Result<ConnectString, StartError> {
+    let fail = |source| StartError::Data {
+        dir: data.display().to_string(),
+        source,
+    };
+    std::fs::create_dir_all(data).map_err(fail)?;
+    let server_pk = open_identity(data)?.public();
+    let certificate = Certificate::open(data)?;
+    let code = clock::entropy().map_err(fail)?;
+    invites::open(data, &code).map_err(fail)?;
+    let tls_fingerprint = (!plaintext_loopback).then(|| certificate.fingerprint());
+    Ok(ConnectString {
+        addr: address.to_owned(),
+        server_pk,
+        tls_fingerprint,
+        invite: Some(code),
+    })
+}
+
+fn pack_bytes(data: &Path) -> io::Result<u64> {
+    let mut bytes = 0;
+    for file in std::fs::read_dir(data.join("packs"))? {
+        bytes += file?.metadata()?.len();
+    }
+    Ok(bytes)
+}
+
+/// Counts what a data directory holds. No server may run on it.
+pub fn status(data: &Path) -> Result<Counts, StartError> {
+    let fail = |source| StartError::Data {
+        dir: data.display().to_string(),
+        source,
+    };
+    let _lock = open_data(data)?;
+    let (book, store, damaged) = open_book(data, open_identity(data)?.public())?;
+    store.close();
+    let (accounts, drives) = book.counts();
+    Ok(Counts {
+        records: store.indexed()?,
+        accounts,
+        drives,
+        pack_bytes: pack_bytes(data).map_err(fail)?,
+        damaged,
+    })
+}
+
+/// Makes the index anew from the packs alone. No server may run on the directory.
+pub fn rebuild_index(data: &Path) -> Result<Counts, StartError> {
+    {
+        let _lock = open_data(data)?;
+        crate::store::rebuild(data)?;
+    }
+    status(data)
+}
