@@ -4,6 +4,7 @@ pub mod account;
 pub mod cli;
 pub mod clock;
 pub mod control;
+pub mod drive;
 pub mod home;
 pub mod hygiene;
 pub mod journal;

@@ -1,0 +1,236 @@
+//! Who may go on and who waits: a short stop before a freeze, and back-pressure by dirty bytes and overlay size.
+//!
+//! Invariant: reads, releases and the engine's calls never wait here. A change waits only while the engine has stalled
+//! it or memory is over budget; it is refused once the drive is closed, and new data also while it is full. Called by
+//! every operation.
+
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use sealdrive_core::node::Node;
+use sealdrive_core::record::{FileKind, Ino, Inode, ROOT, Time};
+use sealdrive_core::reference::Reference;
+use sealdrive_core::tree::Root;
+
+use super::errno::{Answer, Errno};
+use super::state::State;
+use super::{Attr, Drive, FileState, Progress, Usage};
+
+/// Bytes written and not yet sealed, in all: beyond it writers wait for writeback.
+pub const DIRTY_BUDGET: u64 = 64 << 20;
+/// Memory of overlays, bytes: beyond it changes wait for a checkpoint. The engine starts one far below.
+pub const OVERLAY_LIMIT: usize = 128 << 20;
+/// How often a waiting change looks again even if nobody woke it.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
+/// What a change needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Need {
+    /// A record or two.
+    Records,
+    /// Records of something new: refused when full.
+    Space,
+    /// Room for file data: refused when full, waits for writeback.
+    Data,
+}
+
+impl Drive {
+    /// A drive that stands on `root` (none: it never had a checkpoint) with the operations up to `seq` in it.
+    pub fn new(root: Option<Root>, seq: u64) -> Self {
+        Self {
+            state: Mutex::new(State::new(root, seq)),
+            room: Condvar::new(),
+            work: Condvar::new(),
+        }
+    }
+
+    /// Makes the root directory if there is none. True if it was made.
+    pub fn format_if_empty(&self, uid: u32, gid: u32, now: Time) -> Answer<bool> {
+        let s = &mut *self.lock()?;
+        if s.map.view().inode(ROOT)?.is_some() || s.inodes.get(ROOT).is_some() {
+            return Ok(false);
+        }
+        s.counters()?.add_files(0, 0);
+        let mut inode = Inode::new(FileKind::Directory, 0o755, uid, gid, now);
+        inode.nlink = 2;
+        s.inodes.created(ROOT, inode, ROOT);
+        s.done();
+        Ok(true)
+    }
+
+    /// Keeps a tree node that an operation found missing.
+    pub fn add_node(&self, reference: &Reference, node: Arc<Node>) {
+        self.peek().map.nodes.add(reference, node);
+    }
+
+    /// No more room for data: writes get ENOSPC instead of waiting.
+    pub fn set_full(&self, full: bool) {
+        self.peek().full = full;
+        self.room.notify_all();
+    }
+
+    /// Refuses every change from now on (EIO), also those that wait.
+    pub fn close(&self) {
+        self.peek().closed = true;
+        self.room.notify_all();
+        self.work.notify_all();
+    }
+
+    /// Stops changes before a freeze; those that come wait.
+    pub fn stall(&self) {
+        self.peek().stalled = true;
+    }
+
+    /// Lets changes go on.
+    pub fn unstall(&self) {
+        self.peek().stalled = false;
+        self.room.notify_all();
+    }
+
+    /// Whether a change, or with `data` a write, would have to wait now: the caller then moves it off its loop thread.
+    pub fn would_wait(&self, data: bool) -> bool {
+        let s = self.peek();
+        s.must_wait(if data { Need::Data } else { Need::Records })
+    }
+
+    /// Waits until there are `bytes` dirty bytes or the time is up; returns the dirty bytes.
+    pub fn wait_for_dirty(&self, bytes: u64, at_most: Duration) -> u64 {
+        let mut guard = self.peek();
+        guard.wake_at = bytes;
+        let (guard, _) = self
+            .work
+            .wait_timeout_while(guard, at_most, |s| s.dirty_bytes < bytes && !s.closed)
+            .unwrap_or_else(PoisonError::into_inner);
+        guard.dirty_bytes
+    }
+
+    /// Bytes written and not yet placed in chunks.
+    pub fn dirty_bytes(&self) -> u64 {
+        self.peek().dirty_bytes
+    }
+
+    /// Memory of the overlays, bytes.
+    pub fn overlay_bytes(&self) -> usize {
+        self.peek().map.bytes()
+    }
+
+    /// Memory of tree nodes, bytes.
+    pub fn node_bytes(&self) -> usize {
+        self.peek().map.nodes.bytes()
+    }
+
+    /// Operations done so far.
+    pub fn seq(&self) -> u64 {
+        self.peek().seq
+    }
+
+    /// The checkpoint the drive stands on.
+    pub fn root(&self) -> Option<Root> {
+        self.peek().map.root
+    }
+
+    /// Inodes and bytes of data, for statfs.
+    pub fn usage(&self) -> Answer<Usage> {
+        self.lock()?.usage()
+    }
+
+    /// Attributes of an inode.
+    pub fn getattr(&self, ino: Ino) -> Answer<Attr> {
+        self.lock()?.attr(ino)
+    }
+
+    /// How far a file has come.
+    pub fn state_of(&self, ino: Ino) -> Answer<FileState> {
+        let mut guard = self.lock()?;
+        let s = &mut *guard;
+        s.load(ino)?;
+        let key = sealdrive_core::record::Key::inode(ino);
+        let extents = sealdrive_core::record::Key::all_of(ino);
+        let unsafe_bytes = s
+            .dirty
+            .get(&ino)
+            .is_some_and(|map| map.iter().any(|(_, range)| !range.safe));
+        let progress = if unsafe_bytes
+            || s.inodes.is_stale(ino)
+            || s.map.unlogged.range(&extents).next().is_some()
+        {
+            Progress::Dirty
+        } else if s.dirty_of(ino) > 0
+            || s.map.active.get(key.as_bytes()).is_some()
+            || s.map.active.range(&extents).next().is_some()
+        {
+            Progress::Journaled
+        } else if s
+            .map
+            .frozen
+            .as_ref()
+            .is_some_and(|frozen| frozen.range(&extents).next().is_some())
+        {
+            Progress::Checkpointing
+        } else {
+            Progress::InTree
+        };
+        Ok(FileState {
+            progress,
+            open_for_write: s.inodes.holders(ino).writers > 0,
+            dirty_bytes: s.dirty_of(ino),
+        })
+    }
+
+    /// The state, for what does not wait. EIO once an operation broke off half way: nothing it says could be trusted.
+    pub(super) fn lock(&self) -> Answer<MutexGuard<'_, State>> {
+        self.state.lock().map_err(|_| Errno::EIO.into())
+    }
+
+    /// The state, for numbers and flags, which are sound whatever happened.
+    pub(super) fn peek(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The state, to change it: waits its turn.
+    pub(super) fn enter(&self, need: Need) -> Answer<MutexGuard<'_, State>> {
+        let mut guard = self.lock()?;
+        loop {
+            if guard.closed {
+                return Err(Errno::EIO.into());
+            }
+            if guard.full && need != Need::Records {
+                return Err(Errno::ENOSPC.into());
+            }
+            if !guard.must_wait(need) {
+                break;
+            }
+            self.work.notify_all();
+            let (next, _) = self
+                .room
+                .wait_timeout(guard, LOOK_AGAIN)
+                .map_err(|_| Errno::EIO)?;
+            guard = next;
+        }
+        guard.counters()?;
+        Ok(guard)
+    }
+
+    /// Wakes the engine if as much is dirty as it waits for.
+    pub(super) fn announce(&self, s: &State) {
+        if s.dirty_bytes >= s.wake_at {
+            self.work.notify_all();
+        }
+    }
+}
+
+impl State {
+    fn must_wait(&self, need: Need) -> bool {
+        self.stalled
+            || self.map.bytes() > OVERLAY_LIMIT
+            || (need == Need::Data && self.dirty_bytes > DIRTY_BUDGET)
+    }
+
+    /// Attributes as the caller sees them: dirty bytes count as data.
+    pub(super) fn attr(&mut self, ino: Ino) -> Answer<Attr> {
+        let dirty = self.dirty_of(ino);
+        let slot = self.load(ino)?;
+        let allocated = slot.inode.allocated + dirty;
+        Ok(Attr::of(ino, &slot.inode, allocated))
+    }
+}

@@ -1,0 +1,166 @@
+//! What the journal is given, what a checkpoint is given, and how a drive comes back from both.
+//!
+//! Invariant (prefix): one `take_log` holds everything up to its moment and ends with a barrier, and recovery takes it
+//! whole or not at all. So what is recovered is the drive as it stood at the last barrier in the journal, which is a prefix
+//! of what was asked of it; within such a step only the newest value of each record is logged. Called by the engine.
+
+use sealdrive_core::journal::Entry;
+use sealdrive_core::record::{Edit, Ino};
+use sealdrive_core::tree::Root;
+
+use super::Drive;
+use super::errno::Answer;
+use super::state::State;
+
+/// Bytes of edits in one log entry: bounds the journal's buffers.
+const ENTRY_BYTES: usize = 256 << 10;
+
+/// Whether dirty bytes go into the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogData {
+    /// All that the journal does not hold yet: afterwards everything written so far is in the log.
+    All,
+    /// None: ranges not sealed by now are holes after a crash.
+    None,
+}
+
+impl Drive {
+    /// Everything the journal was not given yet, ending with a barrier; empty if there is nothing.
+    pub fn take_log(&self, data: LogData) -> Answer<Vec<Entry>> {
+        let s = &mut *self.lock()?;
+        s.settle_inline(false);
+        s.flush();
+        Ok(s.take_log(data))
+    }
+
+    /// Bytes that [`Self::take_log`] would return now, about: records, and dirty bytes not in the journal.
+    pub fn unlogged_bytes(&self) -> (usize, u64) {
+        let s = self.peek();
+        let fresh = s
+            .dirty
+            .iter()
+            .filter(|(ino, _)| !s.orphans.contains_key(ino));
+        let data = fresh.map(|(_, map)| map.unsafe_bytes()).sum();
+        (s.map.unlogged.bytes(), data)
+    }
+
+    /// Whether anything is not in the log yet.
+    pub fn has_unlogged(&self) -> bool {
+        let (records, data) = self.unlogged_bytes();
+        records > 0 || data > 0 || self.peek().inodes.any_stale()
+    }
+
+    /// The drive as it was at the last barrier: checkpoint `root`, which holds operations up to `seq`, and the entries of
+    /// the journal in order (those the checkpoint holds already are left out here).
+    pub fn recover(root: Option<Root>, seq: u64, entries: impl IntoIterator<Item = Entry>) -> Self {
+        let drive = Self::new(root, seq);
+        {
+            let s = &mut *drive.peek();
+            let mut batch = Vec::new();
+            for entry in entries {
+                let barrier = matches!(&entry, Entry::Op { edits, .. } if edits.is_empty());
+                batch.push(entry);
+                if barrier {
+                    for entry in batch.drain(..) {
+                        s.replay(entry, seq);
+                    }
+                }
+            }
+            s.seq += 1;
+        }
+        drive
+    }
+}
+
+impl State {
+    fn take_log(&mut self, data: LogData) -> Vec<Entry> {
+        let seq = self.seq;
+        let mut log: Vec<Entry> = std::mem::take(&mut self.discards)
+            .into_iter()
+            .map(|(ino, off, len)| Entry::Discard { seq, ino, off, len })
+            .collect();
+        let (mut edits, mut bytes) = (Vec::new(), 0);
+        for edit in std::mem::take(&mut self.map.unlogged).into_edits() {
+            bytes += edit.key().as_bytes().len() + edit.value().map_or(0, |value| value.len());
+            edits.push(edit);
+            if bytes >= ENTRY_BYTES {
+                log.push(Entry::Op {
+                    seq,
+                    edits: std::mem::take(&mut edits),
+                });
+                bytes = 0;
+            }
+        }
+        if !edits.is_empty() {
+            log.push(Entry::Op { seq, edits });
+        }
+        if data == LogData::All {
+            self.log_data(seq, &mut log);
+        }
+        if !log.is_empty() {
+            log.push(Entry::Op {
+                seq,
+                edits: Vec::<Edit>::new(),
+            });
+            self.seq += 1;
+        }
+        log
+    }
+
+    fn log_data(&mut self, seq: u64, log: &mut Vec<Entry>) {
+        let mut files: Vec<Ino> = self.dirty.keys().copied().collect();
+        files.retain(|ino| !self.orphans.contains_key(ino));
+        files.sort_unstable();
+        for ino in files {
+            let Some(map) = self.dirty.get_mut(&ino) else {
+                continue;
+            };
+            for (off, range) in map.iter_mut(0, u64::MAX) {
+                if !range.safe {
+                    range.safe = true;
+                    let bytes = range.fix();
+                    log.push(Entry::Data {
+                        seq,
+                        ino,
+                        off,
+                        bytes,
+                    });
+                    self.journaled[0].insert(ino);
+                }
+            }
+        }
+    }
+
+    fn replay(&mut self, entry: Entry, checkpoint: u64) {
+        let (Entry::Op { seq, .. } | Entry::Data { seq, .. } | Entry::Discard { seq, .. }) = &entry;
+        if *seq <= checkpoint {
+            return;
+        }
+        self.seq = self.seq.max(*seq);
+        match entry {
+            Entry::Op { edits, .. } => {
+                for edit in edits {
+                    self.map.active.apply(edit);
+                }
+            }
+            Entry::Data {
+                ino, off, bytes, ..
+            } => {
+                let version = self.next_version();
+                let map = self.dirty.entry(ino).or_default();
+                let before = map.bytes();
+                map.insert(off, bytes, version, true);
+                self.dirty_bytes = self.dirty_bytes + map.bytes() - before;
+                self.journaled[0].insert(ino);
+            }
+            Entry::Discard { ino, off, len, .. } => {
+                if let Some(map) = self.dirty.get_mut(&ino) {
+                    self.dirty_bytes -= map.remove(off, off.saturating_add(len));
+                    if map.is_empty() {
+                        self.dirty.remove(&ino);
+                    }
+                }
+            }
+        }
+    }
+}
