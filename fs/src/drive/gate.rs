@@ -93,6 +93,22 @@ impl Drive {
         s.must_wait(if data { Need::Data } else { Need::Records })
     }
 
+    /// Waits until a change, or with `data` a write, need not wait; false if that took longer than `at_most`. Refusals
+    /// (full, closed) are room: the operation itself tells the reason.
+    pub fn wait_for_room(&self, data: bool, at_most: Duration) -> bool {
+        let need = if data { Need::Data } else { Need::Records };
+        let guard = self.peek();
+        if guard.must_wait(need) {
+            self.work.notify_all();
+        }
+        let waits = |s: &mut State| s.must_wait(need) && !s.closed && !(s.full && data);
+        let (_, result) = self
+            .room
+            .wait_timeout_while(guard, at_most, waits)
+            .unwrap_or_else(PoisonError::into_inner);
+        !result.timed_out()
+    }
+
     /// Waits until there are `bytes` dirty bytes or the time is up; returns the dirty bytes.
     pub fn wait_for_dirty(&self, bytes: u64, at_most: Duration) -> u64 {
         let mut guard = self.peek();

@@ -19,6 +19,7 @@ mod gate;
 mod handles;
 mod inodes;
 mod link;
+mod log;
 mod nodes;
 mod orphan;
 mod readdir;
@@ -40,6 +41,7 @@ pub use dirty::JobId;
 pub use errno::{Answer, DriveError, Errno};
 pub use gate::{DIRTY_BUDGET, OVERLAY_LIMIT};
 pub use handles::Handle;
+pub use log::LogData;
 pub use writeback::{Digest, INLINE_FILE, Job, JobDone, JobPiece, Placed, Settle};
 
 /// One mounted drive.
