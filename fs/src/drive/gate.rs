@@ -102,7 +102,7 @@ impl Drive {
             self.work.notify_all();
         }
         let waits = |s: &mut State| s.must_wait(need) && !s.closed && !(s.full && data);
-        let (_, result) = self
+        let (_guard, result) = self
             .room
             .wait_timeout_while(guard, at_most, waits)
             .unwrap_or_else(PoisonError::into_inner);
