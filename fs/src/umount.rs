@@ -190,7 +190,7 @@ impl Daemon {
         limit: Option<Duration>,
         progress: &mut dyn FnMut(u64),
     ) -> Outcome {
-        let end = limit.map(|limit| Instant::now() + limit);
+        let end = limit.map(|limit| crate::clock::now() + limit);
         loop {
             // Read before asking whether it has gone: its last word is written before it goes.
             let gone = self.gone_within(LOOK_EVERY.min(left(end)));
@@ -239,7 +239,7 @@ impl Daemon {
 
 fn left(end: Option<Instant>) -> Duration {
     end.map_or(LOOK_EVERY, |end| {
-        end.saturating_duration_since(Instant::now())
+        end.saturating_duration_since(crate::clock::now())
     })
 }
 

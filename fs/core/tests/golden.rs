@@ -182,7 +182,8 @@ fn local_record() {
     let keys = LocalKeys::derive(&counting(1), &counting(2));
     assert_eq!(
         hex(&keys.seal_record(b"header", 5, b"record")),
-        "965f0b15d5e46d261ff429eec1573a520e356392bb2ce7c4c5ed8c457ab364a2f757e0785128b7ab953ed6ea027e8e3768e098c45ae7d313553ce3b5ce83"
+        "965f0b15d5e46d261ff429eec1573a520e356392bb2ce7c4c5\
+         ed8c457ab364a2f757e0785128b7ab953ed6ea027e8e3768e098c45ae7d313553ce3b5ce83"
     );
 }
 
@@ -250,7 +251,9 @@ fn key_box_and_kit() {
     };
     assert_eq!(
         *kit.encode(),
-        "0450P3-0D1R7H-048J2C-A1A5GQ-30CHM6-RW3MF1-Y81148-HJ8996-4WM2JF-1X7RZM-0GA28D-24AHJ7-914MMJ-TC9N74-YM2HA9-9N8NAP-AXC5JP-JV2GAH-C5RR34-D1P70X-3RFJ08-924CJ2-A9H750-MJMASC-5MQ2YC-1H68SM-6K7Q5R@drive.example:7447"
+        "0450P3-0D1R7H-048J2C-A1A5GQ-30CHM6-RW3MF1-Y81148-HJ8996-4WM2JF-\
+         1X7RZM-0GA28D-24AHJ7-914MMJ-TC9N74-YM2HA9-9N8NAP-AXC5JP-\
+         JV2GAH-C5RR34-D1P70X-3RFJ08-924CJ2-A9H750-MJMASC-5MQ2YC-1H68SM-6K7Q5R@drive.example:7447"
     );
 }
 

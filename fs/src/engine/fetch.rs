@@ -79,7 +79,7 @@ async fn gather(mut queue: mpsc::Receiver<Want>, remote: Arc<dyn Remote>) {
     let streams = Arc::new(Semaphore::new(FETCH_STREAMS));
     while let Some(first) = queue.recv().await {
         let mut batch = vec![first];
-        let closes = tokio::time::Instant::now() + FETCH_GATHER;
+        let closes = tokio::time::Instant::from_std(clock::now() + FETCH_GATHER);
         while batch.len() < FETCH_BATCH {
             match tokio::time::timeout_at(closes, queue.recv()).await {
                 Ok(Some(want)) => batch.push(want),
