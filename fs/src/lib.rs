@@ -5,6 +5,7 @@ pub mod cli;
 pub mod clock;
 pub mod control;
 pub mod drive;
+pub mod engine;
 pub mod home;
 pub mod hygiene;
 pub mod journal;

@@ -172,7 +172,9 @@ impl DirtyMap {
     pub(super) fn remove(&mut self, off: u64, end: u64) -> u64 {
         let mut removed = 0;
         let mut at = self.first_touching(off);
-        while let Some((&start, _)) = self.ranges.range(at..end).next() {
+        while at < end
+            && let Some((&start, _)) = self.ranges.range(at..end).next()
+        {
             let Some(mut range) = self.ranges.remove(&start) else {
                 break;
             };

@@ -181,10 +181,7 @@ fn merge_frozen(
     let covered = shared.store.end();
     shared.crash.reached("frozen");
     let node_key = *shared.blobs.keys().node_key();
-    let edits = frozen
-        .overlay
-        .iter()
-        .map(|(key, value)| (key.as_bytes(), value.map(|v| v.as_ref())));
+    let edits = frozen.overlay.iter().map(|(key, value)| (key, value));
     let root = shared.blobs.with_sealer(|sealer| {
         let mut put = |node: &[u8]| -> Result<Reference, CheckpointError> {
             Ok(shared.blobs.put(sealer, Kind::Tree, node, Compress::Zstd)?)

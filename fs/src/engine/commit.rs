@@ -1,8 +1,8 @@
 //! The commit: the newest checkpoint becomes a restore point on the server, by compare-and-swap on the chain's head.
 //!
-//! Invariant (ordering law): every object the tree names is acknowledged, then the signed commit is durable here, then
-//! it is sent, and the same bytes are sent again until they are answered; then the pins are durable, then the outbox
-//! forgets. A head that is not ours stops commits and loses nothing. One thread.
+//! Invariant (ordering law): every object the tree names is acknowledged, then the signed commit is durable here, then it
+//! is sent, and the same bytes are sent again until they are answered; then the pins are durable, then the outbox forgets.
+//! A head that is not ours stops commits and loses nothing. One thread.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,16 +10,18 @@ use std::time::Duration;
 use bytes::Bytes;
 use ed25519_dalek::SigningKey;
 use sealdrive_core::commit_body::{CommitBody, Head, MIN_FORMAT};
+use sealdrive_core::history::HistoryError;
 use sealdrive_core::seal::commit_location;
-use sealdrive_proto::commit::{COMMIT_RECORD_LEN, CommitFields, SignedCommit, body_hash, skip_seq};
-use sealdrive_proto::id::{DeviceId, DriveId, Kind, LinkHash};
+use sealdrive_proto::commit::{COMMIT_RECORD_LEN, CommitFields, SignedCommit, body_hash};
+use sealdrive_proto::id::{DeviceId, DriveId, Kind};
 use tokio::sync::watch;
 
 use super::backoff::Backoff;
-use super::chain::{Chain, ChainError};
+use super::chain::{Chain, ChainError, root_of};
 use super::checkpoint::Candidate;
 use super::events::EventKind;
 use super::lease::Lease;
+use super::open::pins_bytes;
 use super::shared::Shared;
 use crate::clock;
 use crate::journal::Twin;
@@ -79,8 +81,8 @@ pub(super) struct Committer {
     pub(super) commit_record: Twin,
     /// Signed, sent perhaps, and not answered: by an earlier run, or under an earlier lease. The newest is last.
     pub(super) pending: Vec<Pending>,
-    /// Head of the account chain that the devices were taken from.
-    pub(super) membership: LinkHash,
+    /// Who signed the pinned commit.
+    pub(super) author: DeviceId,
     /// Lease state.
     pub(super) lease: watch::Receiver<Lease>,
 }
@@ -111,8 +113,10 @@ impl From<ChainError> for Setback {
     fn from(e: ChainError) -> Self {
         match e {
             ChainError::Remote(e) => e.into(),
-            ChainError::Rollback => Self::Stop(EventKind::Rollback, e.to_string()),
-            other => Self::Stop(EventKind::Fork, other.to_string()),
+            ChainError::History(HistoryError::Rollback) => {
+                Self::Stop(EventKind::Rollback, e.to_string())
+            }
+            ChainError::History(_) => Self::Stop(EventKind::Fork, e.to_string()),
         }
     }
 }
@@ -168,22 +172,22 @@ impl Committer {
     /// The head is the pinned one, or a commit of ours that was on its way; anything else stops commits.
     fn accept_head(&mut self, head: Option<HeadAnswer>) -> Result<(), Setback> {
         let Some(head) = head else {
-            return if self.chain.pins().seq == 0 {
+            return if self.chain.pins().seq() == 0 {
                 Ok(())
             } else {
-                Err(ChainError::Rollback.into())
+                Err(ChainError::from(HistoryError::Rollback).into())
             };
         };
-        let commit = self.chain.check_head(&head)?;
-        if commit.hash() == self.chain.pins().hash {
+        let verified = self.chain.check_head(&head)?;
+        let commit = verified.commit();
+        if commit.hash() == self.chain.pins().hash() {
             return Ok(());
         }
-        match self
+        let ours = self
             .pending
             .iter()
-            .find(|pending| pending.commit.bytes() == commit.bytes())
-            .cloned()
-        {
+            .find(|pending| pending.commit.bytes() == commit.bytes());
+        match ours.cloned() {
             Some(ours) => self.pin(&ours),
             None => Err(Setback::Stop(
                 EventKind::Fenced,
@@ -196,7 +200,7 @@ impl Committer {
     }
 
     fn commit(&mut self, candidate: Candidate) -> Result<(), Setback> {
-        if self.chain.pins().root() == Some(candidate.root) {
+        if root_of(self.chain.pins()) == Some(candidate.root) {
             // Nothing that a restore point would show has changed, or it was accepted after all.
             return self.settle(candidate);
         }
@@ -206,7 +210,7 @@ impl Committer {
         if let Some(unanswered) = self.unanswered(epoch) {
             self.submit(&unanswered, epoch, gc_generation)?;
         }
-        if self.chain.pins().root() != Some(candidate.root) {
+        if root_of(self.chain.pins()) != Some(candidate.root) {
             let pending = self.sign(candidate, epoch)?;
             self.shared.crash.reached("commit-durable");
             self.submit(&pending, epoch, gc_generation)?;
@@ -217,7 +221,7 @@ impl Committer {
 
     /// The commit signed under this lease that was never answered: the same bytes go first.
     fn unanswered(&self, lease_epoch: u64) -> Option<Pending> {
-        let next = self.chain.pins().seq + 1;
+        let next = self.chain.pins().seq() + 1;
         let last = self.pending.last()?;
         let fields = last.commit.fields();
         (fields.seq == next && fields.lease_epoch == lease_epoch).then(|| last.clone())
@@ -248,7 +252,7 @@ impl Committer {
             .and_then(|()| store.save_index());
         retired.map_err(|e| Setback::Local(e.to_string()))?;
         self.shared.crash.reached("retired");
-        let commit_seq = self.chain.pins().seq;
+        let commit_seq = self.chain.pins().seq();
         self.shared.progress.update(|m| {
             m.committed = m.committed.max(candidate.seq);
             m.commit_seq = commit_seq;
@@ -262,8 +266,7 @@ impl Committer {
 
     /// Signs a commit for `candidate` and makes it durable.
     fn sign(&mut self, candidate: Candidate, lease_epoch: u64) -> Result<Pending, Setback> {
-        let pins = self.chain.pins();
-        let (seq, prev) = (pins.seq + 1, pins.hash);
+        let (seq, prev, skip) = self.chain.pins().successor();
         let plain = self.body(candidate);
         let location = commit_location(&self.drive, seq, &prev);
         let encoded = plain.encode();
@@ -281,9 +284,9 @@ impl Committer {
             drive: self.drive,
             seq,
             prev,
-            skip: pins.skip_hash(skip_seq(seq)),
+            skip,
             device: self.device,
-            device_seq: pins.device_seq.max(last) + 1,
+            device_seq: self.chain.pins().device_seq.max(last) + 1,
             lease_epoch,
             key_epoch: self.shared.blobs.keys().epoch(),
             body_hash: body_hash(&body),
@@ -303,18 +306,16 @@ impl Committer {
     fn body(&self, candidate: Candidate) -> CommitBody {
         let pins = self.chain.pins();
         let mut heads = pins
-            .body
-            .as_ref()
+            .body()
             .map(|body| body.heads.clone())
             .unwrap_or_default();
-        if pins.seq > 0 {
-            // What is pinned was signed by this device, or opened when it joined: then the body named its author's
-            // past.
-            heads.retain(|head| head.device != self.device);
+        if pins.seq() > 0 {
+            // The pinned body names what its author had seen before; the commit itself is the newest of its author.
+            heads.retain(|head| head.device != self.author);
             heads.push(Head {
-                device: self.device,
-                seq: pins.seq,
-                hash: pins.hash,
+                device: self.author,
+                seq: pins.seq(),
+                hash: pins.hash(),
             });
             heads.sort_by_key(|head| head.device);
         }
@@ -326,7 +327,7 @@ impl Committer {
             op_seq: candidate.seq,
             // The counter itself stands in the drive's records.
             next_ino: 0,
-            membership: self.membership,
+            membership: self.chain.membership(),
             time_s,
             time_ns,
             files: usage.files,
@@ -337,12 +338,12 @@ impl Committer {
 
     /// The commit is in the chain: remembers it, durably.
     fn pin(&mut self, accepted: &Pending) -> Result<(), Setback> {
-        let device_seq = accepted.commit.fields().device_seq;
         let pins = self
             .chain
-            .advance(&accepted.commit, accepted.plain.clone(), device_seq)?;
-        let written = self.pins_record.write(&pins.encode());
+            .advance(&accepted.commit, accepted.plain.clone())?;
+        let written = self.pins_record.write(&pins_bytes(&self.device, pins));
         written.map_err(|e| Setback::Local(e.to_string()))?;
+        self.author = self.device;
         self.pending.clear();
         self.shared
             .progress

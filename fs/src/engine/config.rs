@@ -2,15 +2,15 @@
 //!
 //! Invariant: keys come in derived and shared; the engine derives, stores and logs none. Called by the mount's wiring.
 
-use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ed25519_dalek::{SigningKey, VerifyingKey};
+use ed25519_dalek::SigningKey;
 use sealdrive_core::keys::DomainKeys;
 use sealdrive_core::local::LocalKeys;
-use sealdrive_proto::id::{DeviceId, DriveId, LinkHash};
+use sealdrive_proto::id::{DeviceId, DriveId};
+use sealdrive_proto::link::AccountChain;
 
 use super::crash::CrashPoints;
 use crate::limits::{CACHE_BUDGET, COMMIT_INTERVAL, OUTBOX_BUDGET};
@@ -30,10 +30,8 @@ pub struct EngineConfig {
     pub local: Arc<LocalKeys>,
     /// The device's signing key: signs commits.
     pub signing: Arc<SigningKey>,
-    /// Signing keys of every device whose commits count, revoked ones included, from the account's chain.
-    pub devices: HashMap<DeviceId, VerifyingKey>,
-    /// Head of the chain that `devices` was taken from.
-    pub membership: LinkHash,
+    /// The account's verified chain: whose commits count, and under which members they were made.
+    pub account: AccountChain,
     /// The server; none for a drive without one. Connects lazily.
     pub remote: Option<Arc<dyn Remote>>,
     /// User and group of the root directory of a drive that has none yet.
@@ -63,8 +61,8 @@ impl EngineConfig {
         keys: Arc<DomainKeys>,
         local: Arc<LocalKeys>,
         signing: Arc<SigningKey>,
+        account: AccountChain,
     ) -> Self {
-        let devices = HashMap::from([(device, signing.verifying_key())]);
         Self {
             dir: dir.into(),
             drive,
@@ -72,8 +70,7 @@ impl EngineConfig {
             keys,
             local,
             signing,
-            devices,
-            membership: LinkHash([0; 32]),
+            account,
             remote: None,
             owner: (0, 0),
             cache_budget: CACHE_BUDGET,

@@ -10,14 +10,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sealdrive_core::commit_body::CommitBody;
+use sealdrive_core::history::{HistoryError, Pins};
 use sealdrive_core::local::LocalKeys;
 use sealdrive_core::seal::commit_location;
 use sealdrive_core::tree::Root;
-use sealdrive_proto::id::{DriveId, Kind};
+use sealdrive_proto::id::{DeviceId, DriveId, Kind};
 
 use super::EngineError;
 use super::blobs::Blobs;
-use super::chain::{Chain, ChainError, Pins};
+use super::chain::{Chain, ChainError, root_of};
 use super::checkpoint::Checkpoint;
 use super::commit::Pending;
 use super::config::EngineConfig;
@@ -32,7 +33,7 @@ pub(super) struct Records {
     pub(super) pins: Twin,
     pub(super) commit: Twin,
     pub(super) found_checkpoint: Option<Checkpoint>,
-    pub(super) found_pins: Option<Pins>,
+    pub(super) found_pins: Option<(DeviceId, Pins)>,
     pub(super) found_commit: Option<Pending>,
     /// Pins that exist but do not open.
     pub(super) pins_damaged: bool,
@@ -63,7 +64,7 @@ impl Records {
             pins,
             commit,
             found_checkpoint: found_checkpoint.map(decode).transpose()?,
-            found_pins: found_pins.and_then(|bytes| Pins::decode(&bytes)),
+            found_pins: found_pins.and_then(|bytes| parse_pins(&bytes)),
             found_commit: found_commit.and_then(|bytes| Pending::decode(&bytes)),
             pins_damaged,
         })
@@ -74,8 +75,26 @@ impl Records {
 pub(super) struct Start {
     pub(super) checkpoint: Checkpoint,
     pub(super) pins: Pins,
+    /// Who signed the pinned commit.
+    pub(super) author: DeviceId,
     /// Why no commit may be written, if so.
     pub(super) distrust: Option<String>,
+}
+
+impl Records {
+    /// What this machine remembers of the server.
+    pub(super) fn pins(&self) -> Pins {
+        self.found_pins
+            .as_ref()
+            .map_or_else(Pins::none, |(_, pins)| pins.clone())
+    }
+
+    /// Makes a start on the server's state durable.
+    fn adopt(&mut self, start: &Start) -> Result<(), EngineError> {
+        self.pins.write(&pins_bytes(&start.author, &start.pins))?;
+        self.checkpoint.write(&start.checkpoint.encode())?;
+        Ok(())
+    }
 }
 
 /// From this machine's memory, if it has one; else from the server; else empty. `unsaved`: the journal holds something.
@@ -86,49 +105,56 @@ pub(super) fn start(
     config: &EngineConfig,
     unsaved: bool,
 ) -> Result<Start, EngineError> {
-    let pins = records.found_pins.clone().unwrap_or_else(Pins::none);
-    if let Some(checkpoint) = records.found_checkpoint {
-        let forgot = records.found_pins.is_none() && chain.is_some();
-        let distrust = forgot.then(|| match records.pins_damaged {
-            true => "this device's memory of the server is damaged".to_owned(),
-            false => "this device's memory of the server is gone".to_owned(),
-        });
-        let settled = !forgot && !unsaved && checkpoint.root == pins.root();
-        let newer = chain
-            .filter(|_| settled)
-            .and_then(|chain| elsewhere(chain, blobs, config));
-        let (checkpoint, pins) = match newer {
-            Some((newer, pins)) => {
-                records.pins.write(&pins.encode())?;
-                records.checkpoint.write(&newer.encode())?;
-                (newer, pins)
-            }
-            None => (checkpoint, pins),
-        };
-        return Ok(Start {
-            checkpoint,
-            pins,
-            distrust,
-        });
-    }
+    let author = records
+        .found_pins
+        .as_ref()
+        .map_or(config.device, |(author, _)| *author);
+    let checkpoint = records
+        .found_checkpoint
+        .unwrap_or(Checkpoint { root: None, seq: 0 });
     let mut start = Start {
-        checkpoint: Checkpoint { root: None, seq: 0 },
-        pins,
+        checkpoint,
+        pins: records.pins(),
+        author,
         distrust: None,
     };
-    if let Some(chain) = chain {
-        let head = ask(chain, config.join_patience).map_err(EngineError::NoState)?;
-        match head {
-            Some(head) => {
-                start.checkpoint = join(chain, blobs, config, &head)?;
-                start.pins = chain.pins().clone();
-            }
-            None if chain.pins().seq == 0 => {}
-            None => return Err(ChainError::Rollback.into()),
+    let Some(chain) = chain else { return Ok(start) };
+    if records.found_checkpoint.is_some() {
+        if records.found_pins.is_none() {
+            let what = if records.pins_damaged {
+                "damaged"
+            } else {
+                "gone"
+            };
+            start.distrust = Some(format!("this device's memory of the server is {what}"));
+        } else if !unsaved
+            && start.checkpoint.root == root_of(&start.pins)
+            && let Some((checkpoint, author)) = elsewhere(chain, blobs, config)
+        {
+            start = Start {
+                checkpoint,
+                pins: chain.pins().clone(),
+                author,
+                distrust: None,
+            };
+            records.adopt(&start)?;
         }
+        return Ok(start);
     }
-    records.pins.write(&start.pins.encode())?;
-    records.checkpoint.write(&start.checkpoint.encode())?;
+    match ask(chain, config.join_patience).map_err(EngineError::NoState)? {
+        Some(head) => {
+            let (checkpoint, author) = join(chain, blobs, config, &head)?;
+            start = Start {
+                checkpoint,
+                pins: chain.pins().clone(),
+                author,
+                distrust: None,
+            };
+        }
+        None if chain.pins().seq() == 0 => {}
+        None => return Err(ChainError::from(HistoryError::Rollback).into()),
+    }
+    records.adopt(&start)?;
     Ok(start)
 }
 
@@ -138,14 +164,13 @@ fn elsewhere(
     chain: &mut Chain,
     blobs: &Blobs,
     config: &EngineConfig,
-) -> Option<(Checkpoint, Pins)> {
+) -> Option<(Checkpoint, DeviceId)> {
     let head = ask(chain, Duration::ZERO).ok()??;
-    let commit = chain.check_head(&head).ok()?;
-    if commit.fields().seq == chain.pins().seq {
+    let verified = chain.check_head(&head).ok()?;
+    if verified.commit().fields().seq == chain.pins().seq() {
         return None;
     }
-    let checkpoint = join(chain, blobs, config, &head).ok()?;
-    Some((checkpoint, chain.pins().clone()))
+    join(chain, blobs, config, &head).ok()
 }
 
 fn ask(chain: &Chain, patience: Duration) -> Result<Option<HeadAnswer>, RemoteError> {
@@ -160,15 +185,15 @@ fn ask(chain: &Chain, patience: Duration) -> Result<Option<HeadAnswer>, RemoteEr
     }
 }
 
-/// Verifies and opens a head, and pins it.
+/// Verifies and opens a head, and pins it; also tells who signed it.
 fn join(
     chain: &mut Chain,
     blobs: &Blobs,
     config: &EngineConfig,
     head: &HeadAnswer,
-) -> Result<Checkpoint, EngineError> {
-    let commit = chain.check_head(head)?;
-    let fields = commit.fields();
+) -> Result<(Checkpoint, DeviceId), EngineError> {
+    let verified = chain.check_head(head)?;
+    let fields = verified.commit().fields().clone();
     let location = commit_location(&config.drive, fields.seq, &fields.prev);
     let broken = |what: String| EngineError::NoState(RemoteError::Tampered(what));
     let plain = blobs
@@ -179,11 +204,19 @@ fn join(
         root: Some(Root(body.root)),
         seq: body.op_seq,
     };
-    let device_seq = if fields.device == config.device {
-        fields.device_seq
-    } else {
-        0
-    };
-    chain.advance(&commit, body, device_seq)?;
-    Ok(checkpoint)
+    if fields.device == config.device {
+        chain.signed(&fields);
+    }
+    chain.accept(verified, body)?;
+    Ok((checkpoint, fields.device))
+}
+
+/// Who signed the pinned commit, then the pins.
+pub(super) fn pins_bytes(author: &DeviceId, pins: &Pins) -> Vec<u8> {
+    [author.as_bytes().as_slice(), &pins.encode()].concat()
+}
+
+fn parse_pins(bytes: &[u8]) -> Option<(DeviceId, Pins)> {
+    let (author, pins) = bytes.split_at_checked(DeviceId::LEN)?;
+    Some((DeviceId::try_from(author).ok()?, Pins::decode(pins).ok()?))
 }

@@ -19,7 +19,7 @@ use tokio::sync::watch;
 
 use super::EngineError;
 use super::blobs::{BlobError, Blobs};
-use super::chain::{Chain, Pins};
+use super::chain::{Chain, root_of};
 use super::commit::Committer;
 use super::config::EngineConfig;
 use super::events::{EventKind, Events};
@@ -136,11 +136,11 @@ impl Running {
             Arc::clone(&events),
         ));
         let mut chain = remote.as_ref().map(|remote| {
-            let pins = records.found_pins.clone().unwrap_or_else(Pins::none);
+            let pins = records.pins();
             let handle = runtime.handle().clone();
             Chain::new(
                 config.drive,
-                config.devices.clone(),
+                config.account.clone(),
                 Arc::clone(remote),
                 handle,
                 pins,
@@ -203,7 +203,7 @@ impl Running {
                 pins_record: records.pins,
                 commit_record: records.commit,
                 pending: records.found_commit.into_iter().collect(),
-                membership: config.membership,
+                author: start.author,
                 lease: lease.clone(),
             };
             threads.insert(1, spawn("commit", move || committer.run())?);
@@ -339,12 +339,13 @@ fn worker_count(config: &EngineConfig) -> usize {
 
 /// First steps of a drive that is back: what is known of it, and a root directory if it never had one.
 fn greet(shared: &Shared, start: &Start, config: &EngineConfig) -> Result<(), EngineError> {
-    let committed = start.checkpoint.root.is_some() && start.pins.root() == start.checkpoint.root;
+    let committed =
+        start.checkpoint.root.is_some() && root_of(&start.pins) == start.checkpoint.root;
     shared.progress.update(|m| {
         m.journaled = start.checkpoint.seq;
         m.checkpointed = start.checkpoint.seq;
         m.committed = if committed { start.checkpoint.seq } else { 0 };
-        m.commit_seq = start.pins.seq;
+        m.commit_seq = start.pins.seq();
         // A checkpoint that was not committed before the machine stopped is committed by the first one of this mount.
         m.wanted = if committed || start.checkpoint.root.is_none() {
             0

@@ -82,6 +82,8 @@ pub struct AccountChain {
     genesis: Genesis,
     head_seq: u64,
     head: LinkHash,
+    /// Every link's hash, by number: the last is `head`.
+    hashes: Vec<LinkHash>,
     devices: BTreeMap<DeviceId, Device>,
     drives: BTreeMap<DriveId, Drive>,
 }
@@ -124,6 +126,7 @@ impl AccountChain {
             genesis: genesis.clone(),
             head_seq: 0,
             head: link.hash(),
+            hashes: vec![link.hash()],
             devices: BTreeMap::from([(device.keys.id(), device)]),
             drives: BTreeMap::new(),
         })
@@ -219,6 +222,7 @@ impl AccountChain {
         }
         self.head_seq = seq;
         self.head = link.hash();
+        self.hashes.push(self.head);
     }
 
     /// The account.
@@ -244,6 +248,11 @@ impl AccountChain {
     /// Hash of the newest link: the membership head.
     pub fn head(&self) -> LinkHash {
         self.head
+    }
+
+    /// Number of the link with this hash, if it is one of this chain.
+    pub fn position(&self, hash: &LinkHash) -> Option<u64> {
+        self.hashes.iter().rposition(|at| at == hash).map(|at| at as u64)
     }
 
     /// All devices that ever were, by id.
