@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use engine_support::{Machine, NOW, World, copy_dir, noise, soon};
-use sealdrive::engine::{BlobError, CrashPoints, EventKind, SyncError};
+use sealdrive::engine::{BlobError, CrashPoints, Event, EventKind, SyncError};
 use sealdrive_core::record::ROOT;
 
 fn told(machine: &Machine, kind: EventKind) {
@@ -76,7 +76,12 @@ fn what_was_synced_survives_a_crash_at_every_step() {
             assert_eq!(machine.read("/later"), noise(2, 2_000_000), "at {name}");
             assert_eq!(machine.read("/small"), b"small", "at {name}");
         }
-        assert_eq!(machine.engine.status().events, [], "at {name}");
+        // The server went on after the copy was taken: a copy from before the commit was signed finds a stranger's.
+        let unexpected = |event: &Event| event.kind != EventKind::Fenced;
+        assert!(
+            !machine.engine.status().events.iter().any(unexpected),
+            "at {name}"
+        );
     }
 }
 

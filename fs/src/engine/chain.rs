@@ -1,8 +1,8 @@
 //! The drive's commit chain as this device has verified it, and whom to ask for what lies beyond.
 //!
-//! Invariant: pins move only by `sealdrive_core::history`, which checks every hash and signature on the way; nothing else
-//! the server says of its head is believed. A signer or member this device has not heard of is looked for once in the
-//! account's chain, which verifies itself. Called by open (a machine without memory) and by the commit thread.
+//! Invariant: pins move only by `sealdrive_core::history`, which checks every hash and signature on the way; nothing
+//! else the server says of its head is believed. A signer or member this device has not heard of is looked for once in
+//! the account's chain, which verifies itself. Called by open (a machine without memory) and by the commit thread.
 
 use std::future::Future;
 use std::sync::Arc;

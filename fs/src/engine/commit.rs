@@ -1,8 +1,8 @@
 //! The commit: the newest checkpoint becomes a restore point on the server, by compare-and-swap on the chain's head.
 //!
-//! Invariant (ordering law): every object the tree names is acknowledged, then the signed commit is durable here, then it
-//! is sent, and the same bytes are sent again until they are answered; then the pins are durable, then the outbox forgets.
-//! A head that is not ours stops commits and loses nothing. One thread.
+//! Invariant (ordering law): every object the tree names is acknowledged, then the signed commit is durable here, then
+//! it is sent, and the same bytes are sent again until they are answered; then the pins are durable, then the outbox
+//! forgets. A head that is not ours stops commits and loses nothing. One thread.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -118,7 +118,12 @@ pub(super) fn start(
         author,
         distrust: None,
     };
-    let Some(chain) = chain else { return Ok(start) };
+    let Some(chain) = chain else {
+        if records.found_checkpoint.is_none() {
+            records.adopt(&start)?;
+        }
+        return Ok(start);
+    };
     if records.found_checkpoint.is_some() {
         if records.found_pins.is_none() {
             let what = if records.pins_damaged {

@@ -77,14 +77,13 @@ impl Shared {
 
     /// No commit is written any more until a person looks; everything stays here.
     pub(super) fn stop_commits(&self, kind: EventKind, why: &str) {
-        let mut first = false;
-        self.progress.update(|m| {
-            first = m.stopped.is_none();
-            m.stopped.get_or_insert_with(|| why.to_owned());
-        });
-        if first {
+        // The event first: whoever sees that commits have stopped finds the reason.
+        if self.progress.now().stopped.is_none() {
             self.events.push(kind, why);
         }
+        self.progress.update(|m| {
+            m.stopped.get_or_insert_with(|| why.to_owned());
+        });
     }
 
     /// The last thing the network said, for `status`.
