@@ -1,15 +1,25 @@
-//! The one door to wall clock and entropy of the server.
+//! The one door to clock and entropy of the server.
 //!
-//! Invariant: nothing else in this crate asks the system for time or randomness. Called everywhere they are needed.
+//! Invariant: nothing else in this crate asks the system for time or randomness; the wall clock never goes back while
+//! the process runs, whoever sets it. Called everywhere they are needed.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-/// Milliseconds since 1970. A clock before 1970 reads as 0.
+static LATEST: AtomicU64 = AtomicU64::new(0);
+
+/// Milliseconds since 1970, never less than before. A clock before 1970 reads as 0.
 pub fn unix_ms() -> u64 {
     let since = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+    let now = u64::try_from(since.as_millis()).unwrap_or(u64::MAX);
+    LATEST.fetch_max(now, Ordering::Relaxed).max(now)
+}
+
+/// A point in time for measuring waits inside the process.
+pub(crate) fn instant() -> Instant {
+    Instant::now()
 }
 
 /// Fresh randomness from the operating system.

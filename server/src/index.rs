@@ -1,236 +1,361 @@
-//! The index: which pack holds a record. The one file of this crate that names redb.
+//! The index: where each record stands in the packs. The only file of the server that knows redb.
 //!
-//! Invariant: it only ever lags behind the packs, never leads: rows and the checkpoint up to which the packs were
-//! indexed are written in one transaction, after the packs were synced. Losing it loses nothing (`rebuild-index`).
-//! Called by the store's writer thread (writes) and by anyone who looks something up (reads).
-//!
-//! Row: key `kind u8 ‖ owner32 ‖ id32`, value `pack u64 ‖ offset u64 ‖ len u32 ‖ received_ms u64 ‖ hash32`, integers
-//! little-endian.
+//! Invariant: the index is a fold over the records of all packs in order, and the checkpoint says how far that fold
+//! has come; rows and checkpoint change in one transaction, so a crash leaves an index that is behind, never one that
+//! is wrong. Any failed commit is final. Called by the store (applies, looks up) and at start (replays, lists).
 
 use std::path::Path;
 
-use redb::{Database, ReadableDatabase as _, ReadableTableMetadata as _, TableDefinition};
+use redb::{
+    Database, Durability, ReadableDatabase as _, ReadableTable as _, ReadableTableMetadata as _,
+};
+use redb::{TableDefinition, WriteTransaction};
 use sealdrive_pack::{Entry, Location, RecordKind};
+use sealdrive_proto::fields::{Fields, Misshapen};
 
-const ROWS: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("rows");
-const CHECKPOINT: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("checkpoint");
-const NOW: &str = "now";
-/// Pages kept in memory, bytes: the hot part of a few million rows. redb's own default of 1 GiB would be the largest
-/// thing in this process.
-const CACHE: usize = 128 << 20;
+/// Memory for pages of the database, bytes. redb's default of 1 GiB is more than a small server has.
+const CACHE_BYTES: usize = 128 << 20;
+const KEY_LEN: usize = 65;
+const ROW_LEN: usize = 68;
+const META_LEN: usize = 28;
+const ROWS: TableDefinition<'static, &[u8; KEY_LEN], &[u8; ROW_LEN]> = TableDefinition::new("rows");
+/// Stored bytes of objects, by domain.
+const USAGE: TableDefinition<'static, &[u8; 32], u64> = TableDefinition::new("usage");
+/// One row, the checkpoint: `format u32 ‖ pack u64 ‖ offset u64 ‖ next sequence u64`.
+const META: TableDefinition<'static, u8, &[u8; META_LEN]> = TableDefinition::new("meta");
+const FORMAT: u32 = 1;
 
-/// The index failed; it is made anew from the packs.
+/// Why the index did not answer.
 #[derive(Debug, thiserror::Error)]
-#[error("index: {0}")]
-pub struct IndexError(String);
+pub enum IndexError {
+    /// The database failed; after a failed commit it must be opened again.
+    #[error("index: {0}")]
+    Database(String),
+    /// The file is no index of this format: `rebuild-index` makes a new one from the packs.
+    #[error("index is damaged or of another format; run rebuild-index")]
+    Format,
+}
 
 impl<E: Into<redb::Error>> From<E> for IndexError {
     fn from(error: E) -> Self {
-        Self(error.into().to_string())
+        Self::Database(error.into().to_string())
     }
 }
 
-/// Key of a row.
+/// Name of a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct RowKey(pub [u8; 65]);
-
-impl RowKey {
-    /// Of this kind, owner and id.
-    pub fn new(kind: RecordKind, owner: &[u8; 32], id: &[u8; 32]) -> Self {
-        let mut key = [0; 65];
-        key[0] = kind as u8;
-        key[1..33].copy_from_slice(owner);
-        key[33..].copy_from_slice(id);
-        Self(key)
-    }
-
-    /// Owner and id.
-    pub fn names(&self) -> ([u8; 32], [u8; 32]) {
-        let (mut owner, mut id) = ([0; 32], [0; 32]);
-        owner.copy_from_slice(&self.0[1..33]);
-        id.copy_from_slice(&self.0[33..]);
-        (owner, id)
-    }
+pub struct RowKey {
+    /// What it is.
+    pub kind: RecordKind,
+    /// Domain, account or drive.
+    pub owner: [u8; 32],
+    /// Sid or number.
+    pub id: [u8; 32],
 }
 
-/// Where a record is.
+/// Where a record stands, and what is known of it without reading it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Row {
-    /// Number of the pack.
+    /// Pack.
     pub pack: u64,
-    /// Place in it.
+    /// Place in the pack.
     pub location: Location,
-    /// Server clock, milliseconds.
+    /// Number in the store.
+    pub sequence: u64,
+    /// When it was received, milliseconds since 1970.
     pub received_ms: u64,
     /// BLAKE3 of the payload.
     pub hash: [u8; 32],
 }
 
-impl Row {
-    const LEN: usize = 60;
+/// How far the fold has come: everything before this place is in the index.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub struct Checkpoint {
+    /// Pack.
+    pub pack: u64,
+    /// Offset in it.
+    pub offset: u64,
+    /// Number the next record of the store gets.
+    pub next_sequence: u64,
+}
 
-    /// The row of a pack's entry.
-    pub fn of(pack: u64, entry: &Entry) -> (RowKey, Self) {
-        let header = &entry.header;
-        let row = Self {
-            pack,
-            location: entry.location(),
-            received_ms: header.received_ms,
-            hash: header.hash,
-        };
-        (RowKey::new(header.kind, &header.owner, &header.id), row)
+impl RowKey {
+    fn encode(&self) -> [u8; KEY_LEN] {
+        let mut out = [0; KEY_LEN];
+        out[0] = self.kind as u8;
+        out[1..33].copy_from_slice(&self.owner);
+        out[33..].copy_from_slice(&self.id);
+        out
     }
 
-    fn encode(&self) -> [u8; Self::LEN] {
-        let mut out = [0; Self::LEN];
+    /// The name a record is filed under.
+    pub fn of(entry: &Entry) -> Self {
+        Self {
+            kind: entry.header.kind,
+            owner: entry.header.owner,
+            id: entry.header.id,
+        }
+    }
+
+    /// The name whose row a record changes, and the row it then has: a tombstone changes the object it names.
+    pub fn changed_by(pack: u64, entry: &Entry) -> (Self, Option<Row>) {
+        let key = Self::of(entry);
+        match key.kind {
+            RecordKind::Tombstone => (
+                Self {
+                    kind: RecordKind::Object,
+                    ..key
+                },
+                None,
+            ),
+            _ => (key, Some(Row::of(pack, entry))),
+        }
+    }
+}
+
+impl Row {
+    /// The row of a record in a pack.
+    pub fn of(pack: u64, entry: &Entry) -> Self {
+        Self {
+            pack,
+            location: entry.location(),
+            sequence: entry.header.sequence,
+            received_ms: entry.header.received_ms,
+            hash: entry.header.hash,
+        }
+    }
+
+    fn encode(&self) -> [u8; ROW_LEN] {
+        let mut out = [0; ROW_LEN];
         out[..8].copy_from_slice(&self.pack.to_le_bytes());
         out[8..16].copy_from_slice(&self.location.offset.to_le_bytes());
         out[16..20].copy_from_slice(&self.location.len.to_le_bytes());
-        out[20..28].copy_from_slice(&self.received_ms.to_le_bytes());
-        out[28..].copy_from_slice(&self.hash);
+        out[20..28].copy_from_slice(&self.sequence.to_le_bytes());
+        out[28..36].copy_from_slice(&self.received_ms.to_le_bytes());
+        out[36..].copy_from_slice(&self.hash);
         out
     }
 
-    fn decode(bytes: &[u8]) -> Result<Self, IndexError> {
-        let bytes: &[u8; Self::LEN] = bytes
-            .try_into()
-            .map_err(|_| IndexError("row of a wrong length".into()))?;
-        let u64_at = |at: usize| {
-            let mut out = [0; 8];
-            out.copy_from_slice(&bytes[at..at + 8]);
-            u64::from_le_bytes(out)
+    fn decode(bytes: &[u8; ROW_LEN]) -> Result<Self, IndexError> {
+        let read = || -> Result<Self, Misshapen> {
+            let mut fields = Fields::new(bytes);
+            Ok(Self {
+                pack: fields.u64()?,
+                location: Location {
+                    offset: fields.u64()?,
+                    len: fields.u32()?,
+                },
+                sequence: fields.u64()?,
+                received_ms: fields.u64()?,
+                hash: fields.array()?,
+            })
         };
-        let (mut len, mut hash) = ([0; 4], [0; 32]);
-        len.copy_from_slice(&bytes[16..20]);
-        hash.copy_from_slice(&bytes[28..]);
-        let location = Location {
-            offset: u64_at(8),
-            len: u32::from_le_bytes(len),
-        };
-        Ok(Self {
-            pack: u64_at(0),
-            location,
-            received_ms: u64_at(20),
-            hash,
-        })
+        read().map_err(|_| IndexError::Format)
     }
 }
 
-/// How far the packs are indexed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Checkpoint {
-    /// Pack to go on with.
-    pub pack: u64,
-    /// Everything before this offset of it is indexed, and was durable.
-    pub offset: u64,
-    /// Number of the last record.
-    pub sequence: u64,
+/// The open index.
+pub struct Index {
+    db: Database,
 }
-
-impl Checkpoint {
-    fn encode(&self) -> [u8; 24] {
-        let mut out = [0; 24];
-        for (part, value) in out
-            .chunks_exact_mut(8)
-            .zip([self.pack, self.offset, self.sequence])
-        {
-            part.copy_from_slice(&value.to_le_bytes());
-        }
-        out
-    }
-
-    fn decode(bytes: &[u8]) -> Result<Self, IndexError> {
-        let bytes: &[u8; 24] = bytes
-            .try_into()
-            .map_err(|_| IndexError("checkpoint of a wrong length".into()))?;
-        let mut values = [0u64; 3];
-        for (value, part) in values.iter_mut().zip(bytes.chunks_exact(8)) {
-            let mut le = [0; 8];
-            le.copy_from_slice(part);
-            *value = u64::from_le_bytes(le);
-        }
-        Ok(Self {
-            pack: values[0],
-            offset: values[1],
-            sequence: values[2],
-        })
-    }
-}
-
-/// The database.
-pub struct Index(Database);
 
 impl Index {
-    /// Opens or makes it.
+    /// Opens the index, making an empty one if there is none.
     pub fn open(path: &Path) -> Result<Self, IndexError> {
-        let database = Database::builder().set_cache_size(CACHE).create(path)?;
-        let transaction = database.begin_write()?;
-        transaction.open_table(ROWS)?;
-        transaction.open_table(CHECKPOINT)?;
-        transaction.commit()?;
-        Ok(Self(database))
-    }
-
-    /// One record's place.
-    pub fn get(&self, key: &RowKey) -> Result<Option<Row>, IndexError> {
-        let rows = self.0.begin_read()?.open_table(ROWS)?;
-        rows.get(&key.0[..])?
-            .map(|value| Row::decode(value.value()))
-            .transpose()
-    }
-
-    /// All rows of a kind, by owner and id.
-    pub fn each(
-        &self,
-        kind: RecordKind,
-        mut see: impl FnMut(RowKey, Row),
-    ) -> Result<(), IndexError> {
-        let rows = self.0.begin_read()?.open_table(ROWS)?;
-        let (first, last) = ([kind as u8], [kind as u8 + 1]);
-        for row in rows.range(&first[..]..&last[..])? {
-            let (key, value) = row?;
-            let key = key
-                .value()
-                .try_into()
-                .map_err(|_| IndexError("key of a wrong length".into()))?;
-            see(RowKey(key), Row::decode(value.value())?);
+        let db = Database::builder()
+            .set_cache_size(CACHE_BYTES)
+            .create(path)?;
+        let index = Self { db };
+        let txn = index.begin()?;
+        txn.open_table(ROWS)?;
+        txn.open_table(USAGE)?;
+        let fresh = txn.open_table(META)?.get(0)?.is_none();
+        if fresh {
+            set_checkpoint(&txn, &Checkpoint::default())?;
         }
-        Ok(())
+        txn.commit()?;
+        index.checkpoint()?;
+        Ok(index)
     }
 
-    /// Rows in all.
-    pub fn len(&self) -> Result<u64, IndexError> {
-        Ok(self.0.begin_read()?.open_table(ROWS)?.len()?)
+    /// Every commit can be recovered without walking the file.
+    fn begin(&self) -> Result<WriteTransaction, IndexError> {
+        let mut txn = self.db.begin_write()?;
+        txn.set_durability(Durability::Immediate)?;
+        txn.set_quick_repair(true);
+        Ok(txn)
     }
 
-    /// How far the packs are indexed.
-    pub fn checkpoint(&self) -> Result<Option<Checkpoint>, IndexError> {
-        let table = self.0.begin_read()?.open_table(CHECKPOINT)?;
-        table
-            .get(NOW)?
-            .map(|value| Checkpoint::decode(value.value()))
-            .transpose()
+    /// How far the fold has come.
+    pub fn checkpoint(&self) -> Result<Checkpoint, IndexError> {
+        let table = self.db.begin_read()?.open_table(META)?;
+        let value = table.get(0)?.ok_or(IndexError::Format)?;
+        let read = || -> Result<(u32, Checkpoint), Misshapen> {
+            let mut fields = Fields::new(value.value());
+            let format = fields.u32()?;
+            let (pack, offset, next_sequence) = (fields.u64()?, fields.u64()?, fields.u64()?);
+            Ok((
+                format,
+                Checkpoint {
+                    pack,
+                    offset,
+                    next_sequence,
+                },
+            ))
+        };
+        match read() {
+            Ok((FORMAT, checkpoint)) => Ok(checkpoint),
+            _ => Err(IndexError::Format),
+        }
     }
 
-    /// Writes rows and checkpoint, durably and as one.
-    pub fn write<'a>(
+    /// Folds records in, in order, and moves the checkpoint: one durable transaction.
+    pub fn apply(
         &self,
-        rows: impl IntoIterator<Item = (&'a RowKey, &'a Row)>,
+        records: &[(u64, Entry)],
         checkpoint: &Checkpoint,
     ) -> Result<(), IndexError> {
-        let mut transaction = self.0.begin_write()?;
-        // Reopening after a crash is then instant, whatever the size.
-        transaction.set_quick_repair(true);
+        let txn = self.begin()?;
         {
-            let mut table = transaction.open_table(ROWS)?;
-            for (key, row) in rows {
-                table.insert(&key.0[..], &row.encode()[..])?;
+            let mut rows = txn.open_table(ROWS)?;
+            let mut usage = txn.open_table(USAGE)?;
+            for (pack, entry) in records {
+                fold(&mut rows, &mut usage, *pack, entry)?;
             }
-            transaction
-                .open_table(CHECKPOINT)?
-                .insert(NOW, &checkpoint.encode()[..])?;
         }
-        transaction.commit()?;
-        Ok(())
+        set_checkpoint(&txn, checkpoint)?;
+        Ok(txn.commit()?)
     }
+
+    /// The rows of many records, in one snapshot, in the order asked.
+    pub fn get_many(&self, keys: &[RowKey]) -> Result<Vec<Option<Row>>, IndexError> {
+        let table = self.db.begin_read()?.open_table(ROWS)?;
+        let mut out = Vec::with_capacity(keys.len());
+        for key in keys {
+            out.push(match table.get(&key.encode())? {
+                Some(value) => Some(Row::decode(value.value())?),
+                None => None,
+            });
+        }
+        Ok(out)
+    }
+
+    /// All rows of a kind, in the order of their keys.
+    pub fn list(&self, kind: RecordKind) -> Result<Vec<(RowKey, Row)>, IndexError> {
+        let table = self.db.begin_read()?.open_table(ROWS)?;
+        let first = RowKey {
+            kind,
+            owner: [0; 32],
+            id: [0; 32],
+        }
+        .encode();
+        let last = RowKey {
+            kind,
+            owner: [255; 32],
+            id: [255; 32],
+        }
+        .encode();
+        let mut out = Vec::new();
+        for item in table.range::<&[u8; KEY_LEN]>(&first..=&last)? {
+            let (key, value) = item?;
+            let mut parts = Fields::new(&key.value()[1..]);
+            let owner = parts.array().map_err(|_| IndexError::Format)?;
+            let id = parts.array().map_err(|_| IndexError::Format)?;
+            out.push((RowKey { kind, owner, id }, Row::decode(value.value())?));
+        }
+        Ok(out)
+    }
+
+    /// Stored bytes of a domain's objects.
+    pub fn usage(&self, domain: &[u8; 32]) -> Result<u64, IndexError> {
+        let table = self.db.begin_read()?.open_table(USAGE)?;
+        Ok(table.get(domain)?.map_or(0, |value| value.value()))
+    }
+
+    /// Rows in all, and stored bytes of all domains.
+    pub fn totals(&self) -> Result<(u64, u64), IndexError> {
+        let txn = self.db.begin_read()?;
+        let rows = txn.open_table(ROWS)?.len()?;
+        let mut bytes = 0u64;
+        for item in txn.open_table(USAGE)?.iter()? {
+            bytes = bytes.saturating_add(item?.1.value());
+        }
+        Ok((rows, bytes))
+    }
+
+    /// Closes, telling what a drop would hide.
+    pub fn close(self) -> Result<(), IndexError> {
+        Ok(self.db.close()?)
+    }
+}
+
+fn set_checkpoint(txn: &WriteTransaction, checkpoint: &Checkpoint) -> Result<(), IndexError> {
+    let mut value = [0; META_LEN];
+    value[..4].copy_from_slice(&FORMAT.to_le_bytes());
+    value[4..12].copy_from_slice(&checkpoint.pack.to_le_bytes());
+    value[12..20].copy_from_slice(&checkpoint.offset.to_le_bytes());
+    value[20..].copy_from_slice(&checkpoint.next_sequence.to_le_bytes());
+    txn.open_table(META)?.insert(0, &value)?;
+    Ok(())
+}
+
+type Rows<'txn> = redb::Table<'txn, &'static [u8; KEY_LEN], &'static [u8; ROW_LEN]>;
+type Usage<'txn> = redb::Table<'txn, &'static [u8; 32], u64>;
+
+/// What one record does to the index. Objects are immutable: the first under an id stands until a tombstone removes
+/// it. Of slots and leases, which have no number in their id, the newest counts. Folding a record twice is folding it
+/// once.
+fn fold(
+    rows: &mut Rows<'_>,
+    usage: &mut Usage<'_>,
+    pack: u64,
+    entry: &Entry,
+) -> Result<(), IndexError> {
+    let (key, row) = (RowKey::of(entry), Row::of(pack, entry));
+    match entry.header.kind {
+        RecordKind::Object => {
+            if standing(rows, &key)?.is_none() {
+                rows.insert(&key.encode(), &row.encode())?;
+                let len = u64::from(row.location.len);
+                count(usage, &key.owner, |bytes| bytes.saturating_add(len))?;
+            }
+        }
+        RecordKind::Tombstone => {
+            let object = RowKey {
+                kind: RecordKind::Object,
+                ..key
+            };
+            if let Some(old) = standing(rows, &object)?.filter(|old| old.sequence < row.sequence) {
+                rows.remove(&object.encode())?;
+                let len = u64::from(old.location.len);
+                count(usage, &key.owner, |bytes| bytes.saturating_sub(len))?;
+            }
+        }
+        RecordKind::Slot | RecordKind::Lease => {
+            if standing(rows, &key)?.is_none_or(|old| old.sequence < row.sequence) {
+                rows.insert(&key.encode(), &row.encode())?;
+            }
+        }
+        RecordKind::Commit | RecordKind::Link => {
+            if standing(rows, &key)?.is_none() {
+                rows.insert(&key.encode(), &row.encode())?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn standing(rows: &Rows<'_>, key: &RowKey) -> Result<Option<Row>, IndexError> {
+    let found = rows.get(&key.encode())?;
+    found.map(|value| Row::decode(value.value())).transpose()
+}
+
+fn count(
+    usage: &mut Usage<'_>,
+    domain: &[u8; 32],
+    change: impl Fn(u64) -> u64,
+) -> Result<(), IndexError> {
+    let old = usage.get(domain)?.map_or(0, |value| value.value());
+    usage.insert(domain, change(old))?;
+    Ok(())
 }

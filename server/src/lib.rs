@@ -9,6 +9,7 @@ pub mod core;
 pub mod identity;
 pub mod index;
 pub mod invites;
+pub mod limits;
 pub mod listen;
 mod private_file;
 mod running;

@@ -20,7 +20,7 @@ use zeroize::Zeroizing;
 use crate::book::{Book, BookError};
 use crate::core::Core;
 use crate::identity::Identity;
-use crate::store::{Opened, Store, StoreError};
+use crate::store::{OpenError, Opened, Store, StoreError};
 use crate::tls::{Certificate, TlsError};
 use crate::{clock, invites, listen, service};
 
@@ -49,6 +49,9 @@ pub enum StartError {
         /// What the system said.
         source: io::Error,
     },
+    /// The store does not open.
+    #[error(transparent)]
+    Open(#[from] OpenError),
     /// The store.
     #[error(transparent)]
     Store(#[from] StoreError),

@@ -85,8 +85,12 @@ async fn acknowledged_objects_survive_a_crash_and_a_lost_index() {
         opened.store.close();
         assert_eq!(opened.store.indexed().expect("counted"), 201);
         drop(opened);
-        let (rows, damage) = sealdrive_server::store::rebuild(data).expect("rebuilt");
-        assert_eq!((rows, damage), (201, 0), "the packs alone tell the same");
+        let rebuilt = sealdrive_server::store::rebuild(data).expect("rebuilt");
+        assert_eq!(
+            (rebuilt.rows, rebuilt.damage),
+            (201, 0),
+            "the packs alone tell the same"
+        );
         let opened = Store::open(data).expect("opens after rebuild");
         assert_holds(&opened.store, 0..200).await;
         let more = opened

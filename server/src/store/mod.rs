@@ -1,34 +1,74 @@
-//! The store: packs are the truth and the log, the index lags behind them, a tail in memory bridges the gap.
+//! The store: durable records in packs, found through the index and an in-memory tail of what it does not have yet.
 //!
-//! Invariant: `put` returns after the records are durable, and from then on everyone sees them. One thread writes.
+//! Invariants: nothing is acknowledged before its pack was synced; what is acknowledged is found at once; an object's id
+//! is written once; a failed sync or index commit stops the store for good, because nobody knows then what is on disk.
+//! One writer thread (writer.rs) owns the open pack, one indexer thread (indexer.rs) the index's write side.
 //! Called by the services; opened by `Server::start`.
 
+mod control;
+mod indexer;
 mod open;
+mod packs;
 mod writer;
 
 use std::collections::HashMap;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::thread::JoinHandle;
 
 use bytes::Bytes;
-use sealdrive_pack::{Directory, PackError, Reader, Record, RecordKind, file_name};
-use tokio::sync::{Semaphore, oneshot};
+use sealdrive_pack::{Directory, Medium, PackError, Record, RecordKind};
+use sealdrive_proto::id::{DomainId, Sid};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 
+pub use self::open::{OpenError, Rebuilt, rebuild};
+use self::packs::Packs;
 use crate::index::{Index, IndexError, Row, RowKey};
+use crate::limits::{PACK_BYTES, QUEUE_BYTES, QUEUE_PUTS, RESERVE_BYTES};
 
-pub use open::{Opened, rebuild};
+/// Called with the name of each step of the ordering law as it is reached. Nothing, outside tests.
+pub type CrashHook = Arc<dyn Fn(&'static str) + Send + Sync>;
 
-/// Payload bytes that may wait for the writer: with more, callers wait, and so do their clients.
-const QUEUE_BYTES: usize = 64 << 20;
-/// Packs kept open for reading.
-const OPEN_PACKS: usize = 256;
+/// How a store behaves; the default is what a server runs with.
+#[derive(Clone)]
+pub struct StoreOptions {
+    /// Length at which a pack is sealed, bytes.
+    pub pack_bytes: u64,
+    /// Space kept free, bytes.
+    pub reserve_bytes: u64,
+    /// Named crash points, for tests.
+    pub crash: Option<CrashHook>,
+}
 
-/// Why the store could not do it.
-#[derive(Debug, Clone, thiserror::Error)]
+impl Default for StoreOptions {
+    fn default() -> Self {
+        Self {
+            pack_bytes: PACK_BYTES,
+            reserve_bytes: RESERVE_BYTES,
+            crash: None,
+        }
+    }
+}
+
+impl StoreOptions {
+    fn reached(&self, point: &'static str) {
+        if let Some(hook) = &self.crash {
+            hook(point);
+        }
+    }
+}
+
+/// Why the store did not do it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum StoreError {
-    /// The disk is full. Nothing was lost; try again later.
+    /// The disk is full, or nearly. Nothing was lost; later it may work again.
     #[error("no space left")]
     NoSpace,
-    /// A write or sync failed: nobody knows what is on disk until it is opened again.
+    /// A write or sync failed, or the store is closed: nothing is taken any more.
+    #[error("the store has stopped")]
+    Stopped,
+    /// A look-up or read failed.
     #[error("storage failed: {0}")]
     Failed(String),
 }
@@ -36,15 +76,6 @@ pub enum StoreError {
 impl From<IndexError> for StoreError {
     fn from(error: IndexError) -> Self {
         Self::Failed(error.to_string())
-    }
-}
-
-impl From<PackError> for StoreError {
-    fn from(error: PackError) -> Self {
-        match error {
-            PackError::NoSpace => Self::NoSpace,
-            other => Self::Failed(other.to_string()),
-        }
     }
 }
 
@@ -60,187 +91,339 @@ pub enum Put {
     },
 }
 
-/// Records on their way to the writer.
+/// A store just opened.
+pub struct Opened {
+    /// The store.
+    pub store: Store,
+    /// Control records to apply to the book, in order, with the time each was received.
+    pub control: Vec<(crate::book::Record, u64)>,
+    /// Stretches of packs found damaged on the way.
+    pub damage: usize,
+}
+
+/// One put on its way to the writer.
 struct Job {
     records: Vec<Record>,
     reply: oneshot::Sender<Result<Vec<Put>, StoreError>>,
-    /// Room in the queue, given back when the job is dropped.
-    _room: tokio::sync::OwnedSemaphorePermit,
+    /// Given back when the job is done: this is the back-pressure.
+    _room: OwnedSemaphorePermit,
 }
 
-/// What readers and the writer share.
+enum Order {
+    Put(Job),
+    /// Finish what is queued, then stop.
+    Close,
+}
+
+/// What the tail knows of a name: its row, or that it is gone; and by which record.
+#[derive(Debug, Clone, Copy)]
+struct Latest {
+    sequence: u64,
+    row: Option<Row>,
+}
+
+/// State that threads and services share.
 struct Shared {
-    medium: Directory,
     index: Index,
-    /// Durable records that the index does not have yet.
-    tail: RwLock<HashMap<RowKey, Row>>,
-    readers: Mutex<HashMap<u64, Reader>>,
-    /// Set once, when the writer has failed.
-    failed: tokio::sync::watch::Sender<Option<String>>,
+    packs: Packs,
+    /// Durable records that the index may not have yet.
+    tail: RwLock<HashMap<RowKey, Latest>>,
+    failed: watch::Sender<Option<String>>,
+    /// Set by `abandon`: threads drop what they have, as a power cut would.
+    abandoned: AtomicBool,
+    options: StoreOptions,
+}
+
+impl Shared {
+    fn fail(&self, why: impl std::fmt::Display) {
+        let why = why.to_string();
+        tracing::error!(%why, "the store has stopped");
+        self.failed.send_if_modified(|failed| {
+            let first = failed.is_none();
+            failed.get_or_insert(why);
+            first
+        });
+    }
+
+    fn is_abandoned(&self) -> bool {
+        self.abandoned.load(Ordering::SeqCst)
+    }
+
+    /// Tail first: what leaves the tail is in the index before.
+    fn lookup(&self, keys: &[RowKey]) -> Result<Vec<Option<Row>>, IndexError> {
+        let known: Vec<Option<Latest>> = {
+            let tail = self.tail.read().unwrap_or_else(PoisonError::into_inner);
+            keys.iter().map(|key| tail.get(key).copied()).collect()
+        };
+        let asked = keys.iter().zip(&known).filter(|(_, known)| known.is_none());
+        let asked: Vec<RowKey> = asked.map(|(key, _)| *key).collect();
+        let mut indexed = if asked.is_empty() {
+            Vec::new()
+        } else {
+            self.index.get_many(&asked)?
+        }
+        .into_iter();
+        let row = |known: Option<Latest>| match known {
+            Some(latest) => latest.row,
+            None => indexed.next().flatten(),
+        };
+        Ok(known.into_iter().map(row).collect())
+    }
+
+    /// Reads the record of a row and checks that it is the one that was asked for. `None`: damaged.
+    fn read(&self, key: &RowKey, row: &Row) -> Result<Option<Bytes>, StoreError> {
+        let error = match self.packs.read(row.pack, row.location) {
+            Ok(found) => {
+                let same = (
+                    found.header.kind,
+                    found.header.owner,
+                    found.header.id,
+                    found.header.hash,
+                ) == (key.kind, key.owner, key.id, row.hash);
+                if same {
+                    return Ok(Some(found.payload));
+                }
+                "another record stands there".to_owned()
+            }
+            Err(error @ (PackError::Damaged { .. } | PackError::Format)) => error.to_string(),
+            Err(PackError::Io { what, source })
+                if source.kind() == std::io::ErrorKind::NotFound =>
+            {
+                format!("{what}: {source}")
+            }
+            Err(error) => return Err(StoreError::Failed(error.to_string())),
+        };
+        tracing::error!(pack = row.pack, offset = row.location.offset, %error, "a stored record is damaged");
+        Ok(None)
+    }
+}
+
+struct Inner {
+    shared: Arc<Shared>,
+    orders: mpsc::Sender<Order>,
+    room: Arc<Semaphore>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
 /// The store; clones share it.
 #[derive(Clone)]
-pub struct Store {
-    shared: Arc<Shared>,
-    jobs: Arc<Mutex<Option<std::sync::mpsc::Sender<Job>>>>,
-    room: Arc<Semaphore>,
-    writer: Arc<Mutex<Option<std::thread::JoinHandle<()>>>>,
-}
-
-impl Shared {
-    fn row(&self, key: &RowKey) -> Result<Option<Row>, StoreError> {
-        let tail = self
-            .tail
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get(key)
-            .copied();
-        match tail {
-            Some(row) => Ok(Some(row)),
-            None => Ok(self.index.get(key)?),
-        }
-    }
-
-    fn reader(&self, pack: u64) -> Result<Reader, PackError> {
-        let mut readers = self.readers.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(reader) = readers.get(&pack) {
-            return Ok(reader.clone());
-        }
-        let reader = Reader::open(&self.medium, &file_name(pack))?;
-        if readers.len() >= OPEN_PACKS {
-            readers.clear();
-        }
-        readers.insert(pack, reader.clone());
-        Ok(reader)
-    }
-}
+pub struct Store(Arc<Inner>);
 
 impl Store {
-    /// Stores records. Objects that exist are left as they are; of other kinds the newest counts.
+    /// Opens the store of a data directory.
+    pub fn open(data: &Path) -> Result<Opened, OpenError> {
+        Self::open_with(data, StoreOptions::default())
+    }
+
+    /// Opens the store of a data directory, behaving as told.
+    pub fn open_with(data: &Path, options: StoreOptions) -> Result<Opened, OpenError> {
+        let packs = data.join("packs");
+        std::fs::create_dir_all(&packs)?;
+        // The packs' directory itself must survive, or nothing in it does.
+        std::fs::File::open(data)?.sync_all()?;
+        Self::open_on(Arc::new(Directory::open(&packs)?), data, options)
+    }
+
+    /// Opens a store whose packs are on `medium` and whose index is a file in `data`: replays what the index lacks and
+    /// starts the threads.
+    pub fn open_on(
+        medium: Arc<dyn Medium>,
+        data: &Path,
+        options: StoreOptions,
+    ) -> Result<Opened, OpenError> {
+        let found = open::open(medium, &data.join(open::INDEX))?;
+        let damage = found.damage;
+        let control = control::read(&found.index, &found.packs)?;
+        let shared = Arc::new(Shared {
+            index: found.index,
+            packs: found.packs,
+            tail: RwLock::default(),
+            failed: watch::Sender::new(None),
+            abandoned: AtomicBool::new(false),
+            options,
+        });
+        let (orders, queue) = mpsc::channel(QUEUE_PUTS);
+        let (batches, indexer) = indexer::start(Arc::clone(&shared))?;
+        let writer = writer::start(Arc::clone(&shared), found.continuation, queue, batches)?;
+        let threads = Mutex::new(vec![writer, indexer]);
+        let inner = Inner {
+            shared,
+            orders,
+            room: Arc::new(Semaphore::new(QUEUE_BYTES)),
+            threads,
+        };
+        Ok(Opened {
+            store: Self(Arc::new(inner)),
+            control,
+            damage,
+        })
+    }
+
+    /// Stores records, all or none; returns when they are durable, and from then on everyone finds them. Objects that
+    /// exist are left as they are. Waits while more than `QUEUE_BYTES` are on their way: that slows a fast sender down.
     pub async fn put(&self, records: Vec<Record>) -> Result<Vec<Put>, StoreError> {
         let bytes: usize = records.iter().map(|record| record.payload().len()).sum();
-        let room = u32::try_from(bytes.min(QUEUE_BYTES)).unwrap_or(u32::MAX);
-        let stopped = || StoreError::Failed("the server is stopping".into());
-        let room = Arc::clone(&self.room)
-            .acquire_many_owned(room)
-            .await
-            .map_err(|_| stopped())?;
+        let permits = u32::try_from(bytes.clamp(1, QUEUE_BYTES)).unwrap_or(1);
+        let room = Arc::clone(&self.0.room).acquire_many_owned(permits).await;
+        let room = room.map_err(|_| StoreError::Stopped)?;
         let (reply, answer) = oneshot::channel();
-        {
-            let jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
-            let jobs = jobs.as_ref().ok_or_else(stopped)?;
-            jobs.send(Job {
-                records,
-                reply,
-                _room: room,
-            })
-            .map_err(|_| self.failure())?;
-        }
-        answer.await.map_err(|_| self.failure())?
+        let job = Job {
+            records,
+            reply,
+            _room: room,
+        };
+        self.0
+            .orders
+            .send(Order::Put(job))
+            .await
+            .map_err(|_| StoreError::Stopped)?;
+        answer.await.unwrap_or(Err(StoreError::Stopped))
     }
 
-    fn failure(&self) -> StoreError {
-        let said = self.shared.failed.borrow().clone();
-        StoreError::Failed(said.unwrap_or_else(|| "the writer has stopped".into()))
-    }
-
-    /// Whether a record is there, and what its payload hashes to.
+    /// Where a record is, if it is there. Blocks on the database.
     pub fn find(
         &self,
         kind: RecordKind,
         owner: &[u8; 32],
         id: &[u8; 32],
     ) -> Result<Option<Row>, StoreError> {
-        self.shared.row(&RowKey::new(kind, owner, id))
+        Ok(self.find_many(&[RowKey {
+            kind,
+            owner: *owner,
+            id: *id,
+        }])?[0])
     }
 
-    /// A record's payload, checked. `None` if there is none or if it is damaged, which is logged.
+    /// Where records are, in the order asked, in one look at the database. Blocks on it.
+    pub fn find_many(&self, keys: &[RowKey]) -> Result<Vec<Option<Row>>, StoreError> {
+        Ok(self.0.shared.lookup(keys)?)
+    }
+
+    /// A record's payload, checked. `None` if there is none, or if it is damaged.
     pub async fn read(
         &self,
         kind: RecordKind,
         owner: &[u8; 32],
         id: &[u8; 32],
     ) -> Result<Option<Bytes>, StoreError> {
-        let key = RowKey::new(kind, owner, id);
-        let shared = Arc::clone(&self.shared);
-        let reading = tokio::task::spawn_blocking(move || read(&shared, &key));
-        reading
-            .await
-            .map_err(|error| StoreError::Failed(error.to_string()))?
+        let key = RowKey {
+            kind,
+            owner: *owner,
+            id: *id,
+        };
+        let found = self
+            .off_thread(move |shared| shared.lookup(&[key]).map_err(StoreError::from))
+            .await?;
+        let Some(row) = found[0] else { return Ok(None) };
+        Ok(self.read_rows(vec![(key, row)]).await?.remove(0))
+    }
+
+    /// Payloads of records found before, checked, in the order asked. `None` where the copy is damaged; a damaged object
+    /// is buried, so that it counts as missing from then on and its id takes a new copy.
+    pub async fn read_rows(
+        &self,
+        rows: Vec<(RowKey, Row)>,
+    ) -> Result<Vec<Option<Bytes>>, StoreError> {
+        let keys: Vec<RowKey> = rows.iter().map(|(key, _)| *key).collect();
+        let read = move |shared: &Shared| {
+            rows.iter()
+                .map(|(key, row)| shared.read(key, row))
+                .collect::<Result<Vec<_>, _>>()
+        };
+        let payloads = self.off_thread(read).await?;
+        for (key, payload) in keys.iter().zip(&payloads) {
+            if payload.is_none() && key.kind == RecordKind::Object {
+                self.bury(key).await?;
+            }
+        }
+        Ok(payloads)
+    }
+
+    async fn off_thread<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Shared) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let shared = Arc::clone(&self.0.shared);
+        let done = tokio::task::spawn_blocking(move || work(&shared)).await;
+        done.map_err(|error| StoreError::Failed(error.to_string()))?
+    }
+
+    async fn bury(&self, key: &RowKey) -> Result<(), StoreError> {
+        let why = Bytes::from_static(b"damaged");
+        self.put(vec![Record::new(
+            RecordKind::Tombstone,
+            key.owner,
+            key.id,
+            why,
+        )])
+        .await
+        .map(drop)
+    }
+
+    /// Stored bytes of a domain's objects, as far as indexed.
+    pub fn usage(&self, domain: &DomainId) -> Result<u64, StoreError> {
+        Ok(self.0.shared.index.usage(domain.as_bytes())?)
     }
 
     /// Rows in the index, without the tail.
     pub fn indexed(&self) -> Result<u64, StoreError> {
-        Ok(self.shared.index.len()?)
+        Ok(self.0.shared.index.totals()?.0)
     }
 
-    /// Resolves when the writer has failed, with the reason.
+    /// Resolves when the store has stopped by itself, with the reason.
     pub async fn failed(&self) -> String {
-        let mut failed = self.shared.failed.subscribe();
+        let mut failed = self.0.shared.failed.subscribe();
         match failed.wait_for(Option::is_some).await {
             Ok(said) => said.clone().unwrap_or_default(),
             Err(_) => std::future::pending().await,
         }
     }
 
-    /// Writes what is queued, brings the index up to date, and stops.
+    /// Writes, syncs and indexes what is queued, then stops. Blocks until then.
     pub fn close(&self) {
-        self.jobs
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
-        let writer = self
-            .writer
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
-        if writer.is_some_and(|writer| writer.join().is_err()) {
-            tracing::error!("the store's writer panicked");
+        let orders = self.0.orders.clone();
+        // From a thread of its own, because a thread that drives async tasks may not wait on the queue.
+        let order = std::thread::spawn(move || orders.blocking_send(Order::Close));
+        let _ = order.join();
+        self.0.join();
+    }
+
+    /// Stops where it stands, as a power cut would: nothing queued is written, nothing is sealed or indexed. Blocks.
+    pub fn abandon(&self) {
+        self.0.abandon();
+    }
+}
+
+impl Inner {
+    fn abandon(&self) {
+        self.shared.abandoned.store(true, Ordering::SeqCst);
+        // A full queue needs no order: the writer looks at the flag before each group.
+        let _ = self.orders.try_send(Order::Close);
+        self.join();
+    }
+
+    fn join(&self) {
+        let threads =
+            std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
+        for thread in threads {
+            if thread.join().is_err() {
+                self.shared.fail("a store thread panicked");
+            }
         }
     }
 }
 
-fn read(shared: &Shared, key: &RowKey) -> Result<Option<Bytes>, StoreError> {
-    let Some(row) = shared.row(key)? else {
-        return Ok(None);
-    };
-    let damaged = |what: &dyn std::fmt::Display| {
-        let (owner, id) = key.names();
-        let (owner, id) = (hex(&owner), hex(&id));
-        tracing::error!(
-            pack = row.pack,
-            offset = row.location.offset,
-            owner,
-            id,
-            "record damaged: {what}"
-        );
-    };
-    match shared
-        .reader(row.pack)
-        .and_then(|reader| reader.read(row.location))
-    {
-        Ok(found)
-            if RowKey::new(found.header.kind, &found.header.owner, &found.header.id) == *key =>
-        {
-            Ok(Some(found.payload))
-        }
-        Ok(_) => {
-            damaged(&"another record stands there");
-            Ok(None)
-        }
-        Err(error @ (PackError::Damaged { .. } | PackError::Format)) => {
-            damaged(&error);
-            Ok(None)
-        }
-        Err(PackError::Io { what, source }) if source.kind() == std::io::ErrorKind::NotFound => {
-            damaged(&format_args!("{what}: {source}"));
-            Ok(None)
-        }
-        Err(error) => Err(error.into()),
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.abandon();
     }
 }
 
-fn hex(bytes: &[u8; 32]) -> String {
-    sealdrive_proto::id::Sid(*bytes).to_hex()
+/// Name of an object's record.
+pub fn object_key(domain: &DomainId, sid: &Sid) -> RowKey {
+    RowKey {
+        kind: RecordKind::Object,
+        owner: domain.0,
+        id: sid.0,
+    }
 }

@@ -1,279 +1,257 @@
-//! Opening a store: the index as it stands, and behind its checkpoint whatever the packs still hold.
+//! Opening a store: find the packs, replay into the index what it lacks, cut off the torn tail of the open pack.
 //!
-//! Invariant: after `open` index and tail together know every good record of the packs. A torn tail is cut off (nobody
-//! was told of it); corruption is reported and stepped over, never cut off. Called by `Server::start` and
+//! Invariant: afterwards every record that was ever acknowledged and is not damaged is in the index, and the open pack
+//! ends with a whole, durable record. Damage is reported and left in place. Called by `Store::open` and by
 //! `rebuild-index`.
 
-use std::collections::HashMap;
 use std::io;
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, RwLock};
+use std::path::Path;
+use std::sync::Arc;
 
 use sealdrive_pack::{
-    Directory, PackHeader, Reader, RecordKind, Scan, Writer, file_name, parse_file_name,
+    Directory, Entry, Medium, PackError, Reader, Scan, Writer, file_name, parse_file_name,
 };
-use tokio::sync::Semaphore;
 
-use super::writer::Pen;
-use super::{QUEUE_BYTES, Shared, Store, StoreError};
-use crate::book::{Record, RecordKind as ControlKind, split_commit};
-use crate::core::pack_kind;
-use crate::index::{Checkpoint, Index, Row, RowKey};
-use crate::{clock, private_file};
+use super::packs::Packs;
+use crate::clock::entropy;
+use crate::index::{Checkpoint, Index, IndexError};
+use crate::limits::INDEX_BATCH;
 
-const PACKS: &str = "packs";
-const INDEX: &str = "index.redb";
-const STORE: &str = "store.id";
+/// Name of the index in the data directory.
+pub(super) const INDEX: &str = "index.redb";
+/// Length of a pack without records, bytes.
+const EMPTY_PACK: u64 = 64;
 
-/// A store just opened.
-pub struct Opened {
-    /// The store.
-    pub store: Store,
-    /// Control records to apply to the book, in order, with the time each was received.
-    pub control: Vec<(Record, u64)>,
-    /// Stretches of packs that are damaged.
-    pub damage: usize,
+/// Why a store does not open.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The system refused.
+    #[error("{0}")]
+    Io(#[from] io::Error),
+    /// A pack cannot be read.
+    #[error("pack {id:016x}: {source}")]
+    Pack {
+        /// Its number.
+        id: u64,
+        /// Why.
+        source: PackError,
+    },
+    /// The index cannot be read.
+    #[error(transparent)]
+    Index(#[from] IndexError),
+    /// A pack belongs to another store.
+    #[error("pack {0:016x} belongs to another store; it was put here by mistake")]
+    Stranger(u64),
+    /// The index knows a pack that is not there.
+    #[error(
+        "pack {0:016x} is missing; restore it from a backup, or run rebuild-index to go on without it"
+    )]
+    Missing(u64),
 }
 
-fn failed(what: &str, error: &io::Error) -> StoreError {
-    StoreError::Failed(format!("{what}: {error}"))
+/// Where the writer goes on.
+pub(super) struct Continuation {
+    pub(super) writer: Option<Writer>,
+    pub(super) next_pack: u64,
+    pub(super) next_sequence: u64,
 }
 
-fn store_id(data: &Path) -> Result<[u8; 32], StoreError> {
-    let path = data.join(STORE);
-    if !path.try_exists().map_err(|error| failed(STORE, &error))? {
-        let id: [u8; 32] = clock::entropy().map_err(|error| failed("entropy", &error))?;
-        private_file::write(&path, &id).map_err(|error| failed(STORE, &error))?;
+pub(super) struct Opened {
+    pub(super) index: Index,
+    pub(super) packs: Packs,
+    pub(super) continuation: Continuation,
+    pub(super) damage: usize,
+}
+
+pub(super) fn open(medium: Arc<dyn Medium>, index: &Path) -> Result<Opened, OpenError> {
+    let index = Index::open(index)?;
+    let ids = list(&*medium)?;
+    let mut store = None;
+    let mut replay = Replay::new(&index)?;
+    if replay.start.pack != 0 && !ids.contains(&replay.start.pack) {
+        return Err(OpenError::Missing(replay.start.pack));
     }
-    let bytes = std::fs::read(&path).map_err(|error| failed(STORE, &error))?;
-    bytes
-        .try_into()
-        .map_err(|_| StoreError::Failed(format!("{STORE} is damaged")))
+    let mut writer = None;
+    for id in &ids {
+        let last = ids.last() == Some(id);
+        let Some(reader) = open_pack(&*medium, *id, last)? else {
+            continue;
+        };
+        let known = *store.get_or_insert(reader.header().store);
+        if reader.header().store != known || reader.header().id != *id {
+            return Err(OpenError::Stranger(*id));
+        }
+        if *id >= replay.start.pack {
+            writer = replay.pack(*id, reader, last)?;
+        }
+    }
+    let damage = replay.damage;
+    let next_sequence = replay.finish()?;
+    let next_pack = ids.last().map_or(1, |last| last + 1);
+    // The secret id of the store lives in its packs, so that they alone are enough; the first pack gets a new one.
+    let store = store.map_or_else(entropy, Ok)?;
+    let packs = Packs::new(medium, store);
+    if let Some(writer) = &writer {
+        packs.add(writer.id(), writer.reader());
+    }
+    let continuation = Continuation {
+        writer,
+        next_pack,
+        next_sequence,
+    };
+    Ok(Opened {
+        index,
+        packs,
+        continuation,
+        damage,
+    })
 }
 
-/// What the packs hold behind a checkpoint.
-struct Replay {
-    rows: HashMap<RowKey, Row>,
-    writer: Option<Writer>,
-    sequence: u64,
-    damage: usize,
-}
-
-fn replay(medium: &Directory, store: &[u8; 32], from: &Checkpoint) -> Result<Replay, StoreError> {
-    use sealdrive_pack::Medium as _;
-    let names = medium.list().map_err(|error| failed(PACKS, &error))?;
-    let mut ids: Vec<u64> = names
+fn list(medium: &dyn Medium) -> Result<Vec<u64>, OpenError> {
+    let mut ids: Vec<u64> = medium
+        .list()?
         .iter()
         .filter_map(|name| parse_file_name(name))
         .collect();
     ids.sort_unstable();
-    let mut replay = Replay {
-        rows: HashMap::new(),
-        writer: None,
-        sequence: from.sequence,
-        damage: 0,
-    };
-    let newest = ids.last().copied();
-    for id in ids.into_iter().filter(|id| *id >= from.pack) {
-        let known = if id == from.pack { from.offset } else { 0 };
-        let reader = match Reader::open(medium, &file_name(id)) {
-            Ok(reader) if reader.header().store == *store => reader,
-            Ok(_) => {
-                tracing::error!(pack = id, "this pack belongs to another store; left alone");
-                replay.damage += 1;
-                continue;
-            }
-            Err(sealdrive_pack::PackError::Format) => {
-                tracing::error!(pack = id, "not a pack of a known format; left alone");
-                replay.damage += 1;
-                continue;
-            }
-            Err(error) => return Err(error.into()),
-        };
-        let sealed = reader.sealed_entries()?;
-        let is_sealed = sealed.is_some();
-        let (entries, scan) = match sealed {
-            Some(entries) => (entries, None),
-            None => {
-                // Of packs before the newest everything was durable before the next was begun.
-                let durable = if Some(id) == newest {
-                    known
-                } else {
-                    reader.len()?
-                };
-                let scan = Scan::read(&reader, known, durable)?;
-                for damage in &scan.damage {
-                    tracing::error!(
-                        pack = id,
-                        offset = damage.offset,
-                        len = damage.len,
-                        "pack is damaged here"
-                    );
-                }
-                replay.damage += scan.damage.len();
-                (scan.entries.clone(), Some(scan))
-            }
-        };
-        for entry in entries.iter().filter(|entry| entry.offset >= known) {
-            replay.sequence = replay.sequence.max(entry.header.sequence);
-            let (key, row) = Row::of(id, entry);
-            if entry.header.kind == RecordKind::Object {
-                replay.rows.entry(key).or_insert(row);
-            } else {
-                replay.rows.insert(key, row);
-            }
-        }
-        if let (Some(scan), false, true) = (scan, is_sealed, Some(id) == newest) {
-            replay.writer = Some(Writer::resume(reader, &scan)?);
-        }
-    }
-    if replay.writer.is_none() {
-        let id = newest.map_or(1, |id| id + 1);
-        let header = PackHeader {
-            id,
-            created_ms: clock::unix_ms(),
-            store: *store,
-        };
-        replay.writer = Some(Writer::create(medium, header)?);
-    }
-    Ok(replay)
+    Ok(ids)
 }
 
-impl Store {
-    /// Opens the store of a data directory and starts its writer.
-    pub fn open(data: &Path) -> Result<Opened, StoreError> {
-        let packs: PathBuf = data.join(PACKS);
-        std::fs::create_dir_all(&packs).map_err(|error| failed(PACKS, &error))?;
-        let medium = Directory::open(&packs).map_err(|error| failed(PACKS, &error))?;
-        let store = store_id(data)?;
-        let index = Index::open(&data.join(INDEX))?;
-        let checkpoint = index.checkpoint()?.unwrap_or_default();
-        let Replay {
-            rows,
-            writer,
-            sequence,
-            damage,
-        } = replay(&medium, &store, &checkpoint)?;
-        let Some(writer) = writer else {
-            return Err(StoreError::Failed("no pack to write".into()));
+/// Opens a pack. The last one may be a file whose creation was cut short: it holds nothing and is removed.
+fn open_pack(medium: &dyn Medium, id: u64, last: bool) -> Result<Option<Reader>, OpenError> {
+    match Reader::open(medium, &file_name(id)) {
+        Ok(reader) => Ok(Some(reader)),
+        Err(PackError::Format) if last && medium.open(&file_name(id))?.len()? <= EMPTY_PACK => {
+            medium.remove(&file_name(id))?;
+            medium.sync_dir()?;
+            Ok(None)
+        }
+        Err(source) => Err(OpenError::Pack { id, source }),
+    }
+}
+
+/// Folds records that the index lacks into it, batch by batch.
+struct Replay<'a> {
+    index: &'a Index,
+    start: Checkpoint,
+    next: Checkpoint,
+    batch: Vec<(u64, Entry)>,
+    damage: usize,
+}
+
+impl<'a> Replay<'a> {
+    fn new(index: &'a Index) -> Result<Self, OpenError> {
+        let start = index.checkpoint()?;
+        let next = Checkpoint {
+            next_sequence: start.next_sequence.max(1),
+            ..start
         };
-        let dirty = !rows.is_empty() || checkpoint == Checkpoint::default();
-        let shared = Arc::new(Shared {
-            medium,
+        Ok(Self {
             index,
-            tail: RwLock::new(rows),
-            readers: Mutex::default(),
-            failed: tokio::sync::watch::channel(None).0,
-        });
-        let control = control(&shared)?;
-        let (jobs, queue) = std::sync::mpsc::channel();
-        let pen = Pen {
-            shared: Arc::clone(&shared),
-            writer,
-            sequence,
-            store,
-            dirty,
-        };
-        let thread = std::thread::Builder::new()
-            .name("store".into())
-            .spawn(move || pen.run(&queue));
-        let thread = thread.map_err(|error| failed("writer thread", &error))?;
-        let store = Self {
-            shared,
-            jobs: Arc::new(Mutex::new(Some(jobs))),
-            room: Arc::new(Semaphore::new(QUEUE_BYTES)),
-            writer: Arc::new(Mutex::new(Some(thread))),
-        };
-        Ok(Opened {
-            store,
-            control,
-            damage,
+            start,
+            next,
+            batch: Vec::new(),
+            damage: 0,
         })
     }
-}
 
-/// All control records that count, in an order in which they apply: links, slots, leases, then the newest commit of
-/// each drive.
-fn control(shared: &Shared) -> Result<Vec<(Record, u64)>, StoreError> {
-    let mut found = Vec::new();
-    for kind in [
-        ControlKind::Link,
-        ControlKind::Slot,
-        ControlKind::Lease,
-        ControlKind::Commit,
-    ] {
-        let mut rows = std::collections::BTreeMap::new();
-        shared.index.each(pack_kind(kind), |key, row| {
-            rows.insert(key, row);
-        })?;
-        let tail = shared
-            .tail
-            .read()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
-        let wanted = |key: &RowKey| key.0[0] == pack_kind(kind) as u8;
-        rows.extend(
-            tail.iter()
-                .filter(|(key, _)| wanted(key))
-                .map(|(key, row)| (*key, *row)),
-        );
-        drop(tail);
-        let mut rows: Vec<(RowKey, Row)> = rows.into_iter().collect();
-        if kind == ControlKind::Commit {
-            // Keys rise by owner and number, so the last of each owner is its newest.
-            let keep: Vec<bool> = (0..rows.len())
-                .map(|at| {
-                    rows.get(at + 1)
-                        .is_none_or(|next| next.0.names().0 != rows[at].0.names().0)
-                })
-                .collect();
-            let mut keep = keep.into_iter();
-            rows.retain(|_| keep.next().unwrap_or(true));
+    /// Replays one pack; yields its writer if it is the last and not sealed.
+    fn pack(&mut self, id: u64, reader: Reader, last: bool) -> Result<Option<Writer>, OpenError> {
+        let failed = |source| OpenError::Pack { id, source };
+        let from = if id == self.start.pack {
+            self.start.offset
+        } else {
+            0
+        };
+        if let Some(entries) = reader.sealed_entries().map_err(failed)? {
+            self.entries(id, from, &entries)?;
+            return Ok(None);
         }
-        for (key, row) in rows {
-            let (owner, id) = key.names();
-            match shared
-                .reader(row.pack)
-                .and_then(|reader| reader.read(row.location))
-            {
-                Ok(record) => {
-                    if kind == ControlKind::Commit && split_commit(&record.payload).is_err() {
-                        return Err(StoreError::Failed("a commit record is cut off".into()));
-                    }
-                    found.push((
-                        Record {
-                            kind,
-                            owner,
-                            id,
-                            payload: record.payload,
-                        },
-                        row.received_ms,
-                    ));
-                }
-                Err(error) => {
-                    tracing::error!(%error, pack = row.pack, "a control record is damaged");
-                }
+        // What was written before a crash may still be only in memory, and pages whose write failed look clean.
+        reader.settle().map_err(failed)?;
+        let scan = Scan::read(&reader, from, from).map_err(failed)?;
+        self.damage += scan.damage.len();
+        for damage in &scan.damage {
+            let (offset, len) = (damage.offset, damage.len);
+            tracing::error!(
+                pack = id,
+                offset,
+                len,
+                "damaged record; what it held counts as missing"
+            );
+        }
+        self.entries(id, from, &scan.entries)?;
+        if scan.torn > 0 {
+            tracing::warn!(
+                pack = id,
+                bytes = scan.torn,
+                "cut off a torn tail: nothing of it was acknowledged"
+            );
+        }
+        let writer = Writer::resume(reader, &scan).map_err(failed)?;
+        if last {
+            return Ok(Some(writer));
+        }
+        writer.finish().map_err(failed)?;
+        Ok(None)
+    }
+
+    fn entries(&mut self, id: u64, from: u64, entries: &[Entry]) -> Result<(), OpenError> {
+        for entry in entries.iter().filter(|entry| entry.offset >= from) {
+            let next_sequence = self.next.next_sequence.max(entry.header.sequence + 1);
+            self.batch.push((id, *entry));
+            self.next = Checkpoint {
+                pack: id,
+                offset: entry.location().end(),
+                next_sequence,
+            };
+            if self.batch.len() >= INDEX_BATCH {
+                self.flush()?;
             }
         }
+        Ok(())
     }
-    Ok(found)
+
+    fn flush(&mut self) -> Result<(), OpenError> {
+        self.index.apply(&self.batch, &self.next)?;
+        self.batch.clear();
+        Ok(())
+    }
+
+    /// Yields the number of the store's next record.
+    fn finish(mut self) -> Result<u64, OpenError> {
+        if self.next != self.start {
+            self.flush()?;
+        }
+        Ok(self.next.next_sequence)
+    }
 }
 
-/// Makes the index anew from the packs alone. Returns rows and damaged stretches.
-pub fn rebuild(data: &Path) -> Result<(u64, usize), StoreError> {
-    let path = data.join(INDEX);
-    let aside = data.join("index.redb.old");
-    match std::fs::rename(&path, &aside) {
-        Ok(()) => {}
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => return Err(failed(INDEX, &error)),
+/// What a rebuild found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rebuilt {
+    /// Rows of the new index.
+    pub rows: u64,
+    /// Damaged stretches of packs.
+    pub damage: usize,
+}
+
+/// Makes the index of a data directory anew from the packs alone, and puts it in the place of the old one.
+pub fn rebuild(data: &Path) -> Result<Rebuilt, OpenError> {
+    let fresh = data.join("index.new");
+    match std::fs::remove_file(&fresh) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
+        _ => {}
     }
-    let opened = Store::open(data)?;
-    opened.store.close();
-    let rows = opened.store.indexed()?;
-    match std::fs::remove_file(&aside) {
-        Ok(()) => {}
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => return Err(failed(INDEX, &error)),
-    }
-    Ok((rows, opened.damage))
+    let medium = Arc::new(Directory::open(&data.join("packs"))?);
+    // An open pack is settled by the way, exactly as at start.
+    let opened = open(medium, &fresh)?;
+    let rows = opened.index.totals()?.0;
+    opened.index.close()?;
+    std::fs::rename(&fresh, data.join(INDEX))?;
+    std::fs::File::open(data)?.sync_all()?;
+    Ok(Rebuilt {
+        rows,
+        damage: opened.damage,
+    })
 }

@@ -1,212 +1,282 @@
-//! The one thread that writes: gathers what waits, appends, syncs once, lets everyone see it, answers.
+//! The writer thread: takes puts in order, appends, syncs once for all that wait, then answers.
 //!
-//! Invariant (ordering law): append, sync, then visible and acknowledged; the index follows later, with the checkpoint
-//! up to which it has followed. A failed sync is never tried again: the thread says so and ends. Started by `open`.
+//! Order of a group: append → sync → visible in the tail → acknowledge → hand to the indexer. While one sync runs, the
+//! next group gathers by itself, so nobody waits for a timer. Invariant: a put is appended whole or not at all; after a
+//! failed sync nothing is acknowledged any more. Called by `Store`.
 
 use std::collections::HashMap;
-use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::io;
+use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, PoisonError};
-use std::time::{Duration, Instant};
+use std::thread::JoinHandle;
 
-use sealdrive_pack::{Entry, PackError, PackHeader, Record, RecordKind, Writer};
+use sealdrive_pack::{Entry, HEADER_LEN, PackError, PackHeader, Record, RecordKind, Writer};
+use tokio::sync::{mpsc, oneshot};
 
-use super::{Job, Put, Shared, StoreError};
-use crate::clock;
+use super::indexer::Batch;
+use super::open::Continuation;
+use super::{Job, Latest, Order, Put, Shared, StoreError};
+use crate::clock::unix_ms;
 use crate::index::{Checkpoint, Row, RowKey};
+use crate::limits::GROUP_BYTES;
 
-/// A pack is sealed when it is this long, bytes: few files, and each still quick to scan.
-const PACK_BYTES: u64 = 256 << 20;
-/// Most payload bytes under one sync: keeps the wait of the first of them short.
-const GROUP_BYTES: usize = 8 << 20;
-/// How long the first of a group waits for company.
-const GROUP_WAIT: Duration = Duration::from_millis(2);
-/// The index follows when this many rows wait, or when it is quiet for `INDEX_IDLE`.
-const INDEX_ROWS: usize = 16_384;
-/// Quiet time after which the index follows.
-const INDEX_IDLE: Duration = Duration::from_millis(250);
-
-pub(super) struct Pen {
-    pub(super) shared: Arc<Shared>,
-    pub(super) writer: Writer,
-    /// Number of the last record.
-    pub(super) sequence: u64,
-    pub(super) store: [u8; 32],
-    /// Rows the index lacks are also in `shared.tail`; this says up to where.
-    pub(super) dirty: bool,
+struct Thread {
+    shared: Arc<Shared>,
+    batches: SyncSender<Batch>,
+    pack: Option<Writer>,
+    next_pack: u64,
+    next_sequence: u64,
 }
 
-impl Pen {
-    /// Runs until the queue closes or the disk fails.
-    pub(super) fn run(mut self, jobs: &Receiver<Job>) {
-        let outcome = self.serve(jobs).and_then(|()| self.follow());
-        if let Err(error) = outcome {
-            tracing::error!(%error, "storage failed; stopping");
-            self.shared.failed.send_replace(Some(error.to_string()));
+/// What one group has done so far.
+#[derive(Default)]
+struct Group {
+    written: Vec<(u64, Entry)>,
+    /// What this group changes: visible to its later puts, not yet to anyone else.
+    pending: HashMap<RowKey, Latest>,
+    answers: Vec<(oneshot::Sender<Result<Vec<Put>, StoreError>>, Vec<Put>)>,
+}
+
+pub(super) fn start(
+    shared: Arc<Shared>,
+    from: Continuation,
+    queue: mpsc::Receiver<Order>,
+    batches: SyncSender<Batch>,
+) -> io::Result<JoinHandle<()>> {
+    let Continuation {
+        writer,
+        next_pack,
+        next_sequence,
+    } = from;
+    let mut thread = Thread {
+        shared,
+        batches,
+        pack: writer,
+        next_pack,
+        next_sequence,
+    };
+    std::thread::Builder::new()
+        .name("pack-writer".into())
+        .spawn(move || thread.run(queue))
+}
+
+impl Thread {
+    fn run(&mut self, mut queue: mpsc::Receiver<Order>) {
+        while let Some((puts, close)) = gather(&mut queue) {
+            if self.shared.is_abandoned() {
+                return;
+            }
+            if let Err(error) = self.group(puts) {
+                self.shared.fail(error);
+                return;
+            }
+            if close {
+                return;
+            }
         }
     }
 
-    fn serve(&mut self, jobs: &Receiver<Job>) -> Result<(), StoreError> {
-        loop {
-            let first = match jobs.recv_timeout(INDEX_IDLE) {
-                Ok(job) => job,
-                Err(RecvTimeoutError::Timeout) => {
-                    self.follow()?;
-                    continue;
-                }
-                Err(RecvTimeoutError::Disconnected) => return Ok(()),
+    /// Does all puts of one group. An error is final; what concerns only one put is answered to it.
+    fn group(&mut self, puts: Vec<Job>) -> Result<(), PackError> {
+        let mut group = Group::default();
+        let full = !puts.is_empty() && !self.has_space()?;
+        for put in puts {
+            let Job {
+                records,
+                reply,
+                _room,
+            } = put;
+            let placed = if full {
+                Err(PackError::NoSpace)
+            } else {
+                self.place(records, &mut group)
             };
-            let group = gather(first, jobs);
-            match self.write(group) {
-                Ok(()) | Err(StoreError::NoSpace) => {}
+            match placed {
+                Ok(placed) => group.answers.push((reply, placed)),
+                Err(PackError::NoSpace) => drop(reply.send(Err(StoreError::NoSpace))),
                 Err(error) => return Err(error),
             }
-            if self.tail_len() >= INDEX_ROWS {
-                self.follow()?;
-            }
-            if self.writer.len() >= PACK_BYTES {
-                self.turn()?;
-            }
         }
+        if !group.written.is_empty()
+            && let Some(pack) = &mut self.pack
+        {
+            self.shared.options.reached("server.appended");
+            pack.sync()?;
+            self.shared.options.reached("server.synced");
+        }
+        self.publish(group);
+        Ok(())
     }
 
-    fn tail_len(&self) -> usize {
-        self.shared
-            .tail
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .len()
+    fn has_space(&self) -> Result<bool, PackError> {
+        let free = self.shared.packs.medium().free();
+        let free = free.map_err(|source| PackError::Io {
+            what: "ask for free space",
+            source,
+        })?;
+        Ok(free >= self.shared.options.reserve_bytes)
     }
 
-    /// Writes a group under one sync and answers it.
-    fn write(&mut self, group: Vec<Job>) -> Result<(), StoreError> {
-        let now = clock::unix_ms();
-        let mut fresh: Vec<Record> = Vec::new();
-        let mut known: HashMap<RowKey, [u8; 32]> = HashMap::new();
-        let mut answers = Vec::with_capacity(group.len());
-        for job in group {
-            let mut puts = Vec::with_capacity(job.records.len());
-            for mut record in job.records {
-                let key = RowKey::new(record.kind, &record.owner, &record.id);
-                if record.kind == RecordKind::Object {
-                    let standing = match known.get(&key) {
-                        Some(hash) => Some(*hash),
-                        None => self.shared.row(&key)?.map(|row| row.hash),
-                    };
-                    if let Some(hash) = standing {
-                        puts.push(Put::Exists { hash });
-                        continue;
-                    }
-                    known.insert(key, *record.hash());
+    /// Appends what is new of one put, all or nothing.
+    fn place(&mut self, records: Vec<Record>, group: &mut Group) -> Result<Vec<Put>, PackError> {
+        let mut puts: Vec<Put> = Vec::with_capacity(records.len());
+        let mut new: Vec<Record> = Vec::with_capacity(records.len());
+        let mut within: HashMap<RowKey, [u8; 32]> = HashMap::new();
+        for mut record in records {
+            let key = RowKey {
+                kind: record.kind,
+                owner: record.owner,
+                id: record.id,
+            };
+            if record.kind == RecordKind::Object {
+                let earlier = within.get(&key).copied();
+                let standing = match earlier {
+                    None => self.standing(&key, group)?.map(|row| row.hash),
+                    found => found,
+                };
+                if let Some(hash) = standing {
+                    puts.push(Put::Exists { hash });
+                    continue;
                 }
-                self.sequence += 1;
-                record.sequence = self.sequence;
-                record.received_ms = now;
-                fresh.push(record);
-                puts.push(Put::Stored);
+                within.insert(key, *record.hash());
             }
-            answers.push((job.reply, puts, job._room));
+            record.sequence = self.next_sequence + new.len() as u64;
+            record.received_ms = unix_ms();
+            puts.push(Put::Stored);
+            new.push(record);
         }
-        let outcome = self.append(&fresh);
-        for (reply, puts, _room) in answers {
-            // A caller that is gone needs no answer; its records are durable all the same.
-            let _ = reply.send(outcome.clone().map(|()| puts));
-        }
-        outcome
+        self.append(&new, group)?;
+        Ok(puts)
     }
 
-    fn append(&mut self, records: &[Record]) -> Result<(), StoreError> {
-        if records.is_empty() {
+    fn append(&mut self, new: &[Record], group: &mut Group) -> Result<(), PackError> {
+        if new.is_empty() {
             return Ok(());
         }
-        let entries = self.writer.append(records)?;
-        self.writer.sync()?;
-        let pack = self.writer.id();
-        let mut tail = self
-            .shared
-            .tail
-            .write()
-            .unwrap_or_else(PoisonError::into_inner);
-        tail.extend(entries.iter().map(|entry: &Entry| Row::of(pack, entry)));
-        self.dirty = true;
+        self.make_room(new)?;
+        let pack = self.pack.as_mut().ok_or(PackError::Poisoned)?;
+        let (id, entries) = (pack.id(), pack.append(new)?);
+        assert_eq!(entries.len(), new.len(), "one entry for each record");
+        self.next_sequence += entries.len() as u64;
+        for entry in entries {
+            let (key, row) = RowKey::changed_by(id, &entry);
+            group.pending.insert(
+                key,
+                Latest {
+                    sequence: entry.header.sequence,
+                    row,
+                },
+            );
+            group.written.push((id, entry));
+        }
         Ok(())
     }
 
-    /// Brings the index up to the packs.
-    fn follow(&mut self) -> Result<(), StoreError> {
-        if !self.dirty {
-            return Ok(());
+    /// The row under an object's id, whether durable or written earlier in this group.
+    fn standing(&self, key: &RowKey, group: &Group) -> Result<Option<Row>, PackError> {
+        if let Some(latest) = group.pending.get(key) {
+            return Ok(latest.row);
         }
-        let rows: Vec<(RowKey, Row)> = {
-            let tail = self
-                .shared
+        let found = self.shared.lookup(std::slice::from_ref(key));
+        let found = found.map_err(|error| PackError::Io {
+            what: "look up",
+            source: io::Error::other(error),
+        })?;
+        Ok(found[0])
+    }
+
+    /// Seals the open pack when it is full and opens the next one.
+    fn make_room(&mut self, records: &[Record]) -> Result<(), PackError> {
+        let need: u64 = records
+            .iter()
+            .map(|record| (record.payload().len() + HEADER_LEN + 8) as u64)
+            .sum();
+        let limit = self.shared.options.pack_bytes;
+        let full = |pack: &Writer| !pack.is_empty() && pack.len() + need > limit;
+        if self.pack.as_ref().is_some_and(full)
+            && let Some(pack) = self.pack.take()
+        {
+            let id = pack.id();
+            match pack.finish() {
+                Ok(_) => tracing::debug!(pack = id, "sealed"),
+                // All its records are durable; without a footer it is listed by a scan at the next start.
+                Err(PackError::NoSpace) => tracing::warn!(pack = id, "no space for a footer"),
+                Err(error) => return Err(error),
+            }
+            self.shared.options.reached("server.sealed");
+        }
+        if self.pack.is_none() {
+            let header = PackHeader {
+                id: self.next_pack,
+                created_ms: unix_ms(),
+                store: self.shared.packs.store(),
+            };
+            let pack = Writer::create(self.shared.packs.medium(), header)?;
+            self.shared.options.reached("server.created");
+            self.shared.packs.add(pack.id(), pack.reader());
+            self.next_pack += 1;
+            self.pack = Some(pack);
+        }
+        Ok(())
+    }
+
+    /// Everything of the group is durable: make it visible, acknowledge it, and let the index follow.
+    fn publish(&mut self, group: Group) {
+        let Group {
+            written,
+            pending,
+            answers,
+        } = group;
+        if !pending.is_empty() {
+            self.shared
                 .tail
-                .read()
-                .unwrap_or_else(PoisonError::into_inner);
-            let mut rows: Vec<_> = tail.iter().map(|(key, row)| (*key, *row)).collect();
-            rows.sort_unstable_by_key(|(key, _)| *key);
-            rows
-        };
-        let checkpoint = Checkpoint {
-            pack: self.writer.id(),
-            offset: self.writer.durable(),
-            sequence: self.sequence,
-        };
-        self.shared
-            .index
-            .write(rows.iter().map(|(key, row)| (key, row)), &checkpoint)?;
-        // Only this thread adds to the tail, so nothing came in between.
-        self.shared
-            .tail
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clear();
-        self.dirty = false;
-        Ok(())
-    }
-
-    /// Seals the pack and begins the next. Out of space is no failure: the pack just grows on.
-    fn turn(&mut self) -> Result<(), StoreError> {
-        let header = PackHeader {
-            id: self.writer.id() + 1,
-            created_ms: clock::unix_ms(),
-            store: self.store,
-        };
-        let next = match Writer::create(&self.shared.medium, header) {
-            Ok(next) => next,
-            Err(PackError::NoSpace) => return Ok(()),
-            Err(error) => return Err(error.into()),
-        };
-        let full = std::mem::replace(&mut self.writer, next);
-        match full.finish() {
-            // Without its footer a full pack is found by scan.
-            Ok(_) | Err(PackError::NoSpace) => {}
-            Err(error) => return Err(error.into()),
+                .write()
+                .unwrap_or_else(PoisonError::into_inner)
+                .extend(pending);
         }
-        self.dirty = true;
-        self.follow()
+        self.shared.options.reached("server.before-ack");
+        for (reply, puts) in answers {
+            // A caller that is gone needs no answer; its records are durable all the same.
+            let _ = reply.send(Ok(puts));
+        }
+        self.shared.options.reached("server.acked");
+        if let Some((pack, last)) = written.last().copied() {
+            let offset = last.location().end();
+            let checkpoint = Checkpoint {
+                pack,
+                offset,
+                next_sequence: self.next_sequence,
+            };
+            // A stopped indexer has said why.
+            let _ = self.batches.send(Batch {
+                records: written,
+                checkpoint,
+            });
+        }
     }
 }
 
-/// The first job and what comes within `GROUP_WAIT`, up to `GROUP_BYTES`.
-fn gather(first: Job, jobs: &Receiver<Job>) -> Vec<Job> {
-    let size = |job: &Job| {
-        job.records
-            .iter()
-            .map(|record| record.payload().len())
-            .sum::<usize>()
-    };
-    let deadline = Instant::now() + GROUP_WAIT;
-    let mut bytes = size(&first);
-    let mut group = vec![first];
-    while bytes < GROUP_BYTES {
-        let left = deadline.saturating_duration_since(Instant::now());
-        match jobs.recv_timeout(left) {
-            Ok(job) => {
-                bytes += size(&job);
-                group.push(job);
+/// Waits for an order, then takes all that is there, up to the size of a group. `None`: nobody can order any more.
+fn gather(queue: &mut mpsc::Receiver<Order>) -> Option<(Vec<Job>, bool)> {
+    let mut next = Some(queue.blocking_recv()?);
+    let (mut puts, mut bytes) = (Vec::new(), 0);
+    while let Some(order) = next {
+        match order {
+            Order::Close => return Some((puts, true)),
+            Order::Put(put) => {
+                bytes += put
+                    .records
+                    .iter()
+                    .map(|record| record.payload().len())
+                    .sum::<usize>();
+                puts.push(put);
             }
-            Err(_) => break,
         }
+        next = if bytes < GROUP_BYTES {
+            queue.try_recv().ok()
+        } else {
+            None
+        };
     }
-    group
+    Some((puts, false))
 }
