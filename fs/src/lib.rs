@@ -6,6 +6,7 @@ pub mod clock;
 pub mod control;
 pub mod drive;
 pub mod engine;
+pub mod fuse;
 pub mod home;
 pub mod hygiene;
 pub mod journal;

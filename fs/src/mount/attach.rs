@@ -80,24 +80,16 @@ fn attach_as_root(
     }
     // umount(8) looks for a helper by subtype.
     data.push_str(",subtype=sealdrive");
-    let mut flags = MountFlags::empty();
-    for (on, flag) in [
-        (options.read_only, MountFlags::RDONLY),
-        (!options.suid, MountFlags::NOSUID),
-        (!options.dev, MountFlags::NODEV),
-        (options.noexec, MountFlags::NOEXEC),
-        (options.noatime, MountFlags::NOATIME),
-        (options.dirsync, MountFlags::DIRSYNC),
-        (options.sync, MountFlags::SYNCHRONOUS),
-    ] {
-        if on {
-            flags |= flag;
-        }
-    }
     let data =
         CString::new(data).map_err(|_| AttachError::Refused(io::ErrorKind::InvalidInput.into()))?;
-    rustix::mount::mount(source, mountpoint, "fuse", flags, data.as_c_str())
-        .map_err(|errno| AttachError::Refused(errno.into()))?;
+    rustix::mount::mount(
+        source,
+        mountpoint,
+        "fuse",
+        flags_of(options),
+        data.as_c_str(),
+    )
+    .map_err(|errno| AttachError::Refused(errno.into()))?;
     Ok(device.into())
 }
 
@@ -191,6 +183,44 @@ pub fn detach(mountpoint: &Path, how: Detach) -> io::Result<()> {
         }
         Err(errno) => Err(errno.into()),
     }
+}
+
+/// Cuts the connection of a mount that will not go: pending and later requests fail, and the name is taken away.
+pub fn cut(mountpoint: &Path, device: &str) -> io::Result<()> {
+    let force = UnmountFlags::NOFOLLOW | UnmountFlags::FORCE | UnmountFlags::DETACH;
+    match rustix::mount::unmount(mountpoint, force) {
+        Ok(()) => return Ok(()),
+        // Gone already (lazily, with files open), or not root: the connection has a file of its own (fuse(4)).
+        Err(Errno::INVAL | Errno::PERM | Errno::NOENT) => {}
+        Err(errno) => return Err(errno.into()),
+    }
+    let minor = device.rsplit(':').next().unwrap_or_default();
+    std::fs::write(format!("/sys/fs/fuse/connections/{minor}/abort"), "1")?;
+    detach(mountpoint, Detach::Lazily)
+}
+
+/// Changes the flags of a mount in place (`mount -o remount,ro`).
+pub fn remount(mountpoint: &Path, options: &MountOptions) -> io::Result<()> {
+    Ok(rustix::mount::mount_remount(
+        mountpoint,
+        flags_of(options),
+        c"",
+    )?)
+}
+
+fn flags_of(options: &MountOptions) -> MountFlags {
+    [
+        (options.read_only, MountFlags::RDONLY),
+        (!options.suid, MountFlags::NOSUID),
+        (!options.dev, MountFlags::NODEV),
+        (options.noexec, MountFlags::NOEXEC),
+        (options.noatime, MountFlags::NOATIME),
+        (options.dirsync, MountFlags::DIRSYNC),
+        (options.sync, MountFlags::SYNCHRONOUS),
+    ]
+    .into_iter()
+    .filter(|(on, _)| *on)
+    .fold(MountFlags::empty(), |flags, (_, flag)| flags | flag)
 }
 
 fn detach_by_fusermount(mountpoint: &Path, how: Detach) -> io::Result<()> {

@@ -40,6 +40,7 @@ pub struct OtherOption {
 /// Words of fstab that speak to mount(8), systemd or the boot scripts, not to a file system.
 const FOR_OTHERS: &[&str] = &[
     "defaults",
+    "remount",
     "auto",
     "noauto",
     "user",
@@ -153,6 +154,8 @@ pub struct MountCall {
     pub fake: bool,
     /// `-v`.
     pub verbose: bool,
+    /// `-o remount,…`: change the flags of what is mounted there ([`super::attach::remount`]), start nothing.
+    pub remount: bool,
 }
 
 /// Why the arguments of a helper were not understood.
@@ -202,6 +205,10 @@ impl MountCall {
         }
         let [source, mountpoint] =
             <[OsString; 2]>::try_from(words).map_err(|_| CallError::WrongWords)?;
+        call.remount = call
+            .lists
+            .iter()
+            .any(|list| list.split(',').any(|word| word == "remount"));
         call.source = source;
         call.mountpoint = mountpoint.into();
         Ok(call)
@@ -252,6 +259,10 @@ mod tests {
         );
         assert!(call.verbose && !call.fake);
         assert_eq!(call.lists, ["rw,suid"]);
+        assert!(!call.remount);
+        let again =
+            MountCall::parse(["work", "/mnt", "-o", "remount,ro"].map(OsString::from)).unwrap();
+        assert!(again.remount && MountOptions::parse(again.lists).1.is_empty());
         assert_eq!(
             MountCall::parse(["work".into()]),
             Err(CallError::WrongWords)

@@ -55,6 +55,22 @@ pub fn directory() -> PathBuf {
     }
 }
 
+/// Removes records whose daemon is gone and whose last word nobody came for.
+pub fn sweep(directory: &Path) {
+    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if path.extension().is_none_or(|extension| extension != "json") {
+            continue;
+        }
+        let record = fs::read(&path)
+            .ok()
+            .and_then(|bytes| serde_json::from_slice::<Record>(&bytes).ok());
+        if record.is_some_and(|record| !Path::new("/proc").join(record.pid.to_string()).exists()) {
+            let _ = fs::remove_file(path);
+        }
+    }
+}
+
 impl Record {
     fn path(&self, directory: &Path) -> PathBuf {
         directory.join(format!("mount-{}.json", self.device.replace(':', "-")))
@@ -99,6 +115,25 @@ impl Record {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn records_of_the_dead_are_swept_up() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut record = Record {
+            pid: std::process::id(),
+            device: "0:1".into(),
+            mountpoint: "/mnt".into(),
+            phase: Phase::Drained,
+            pending_bytes: 0,
+        };
+        record.write(dir.path()).unwrap();
+        record.device = "0:2".into();
+        record.pid = u32::MAX;
+        record.write(dir.path()).unwrap();
+        sweep(dir.path());
+        assert!(Record::read(dir.path(), "0:1").unwrap().is_some());
+        assert!(Record::read(dir.path(), "0:2").unwrap().is_none());
+    }
 
     #[test]
     fn a_record_is_found_by_its_device_and_goes() {

@@ -1,0 +1,226 @@
+//! Requests about the content of files: read, write, fsync, and finding data and holes.
+//!
+//! Invariant: bytes are copied once on their way in; a read is answered by its loop thread when everything it needs
+//! is on this machine. Called by the door.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use fuser::{Errno, INodeNo, ReplyData, ReplyEmpty, ReplyLseek, ReplyWrite, ReplyXattr};
+use sealdrive_core::record::Ino;
+
+use super::backing::{Backing, BackingError};
+use super::calls::{Calls, DISK_LIMIT, FETCH_LIMIT, Stop, Waits, now};
+use super::read::{assemble, references};
+use super::reply::Refuse;
+use crate::clock;
+use crate::drive::{Drive, Plan, Seek};
+
+/// Why a read cannot be answered on its loop thread.
+enum NotHere {
+    Failed(BackingError),
+    Far,
+}
+
+impl From<BackingError> for NotHere {
+    fn from(error: BackingError) -> Self {
+        Self::Failed(error)
+    }
+}
+
+impl<B: Backing> Calls<B> {
+    pub(super) fn read(
+        self: &Arc<Self>,
+        ino: Ino,
+        handle: u64,
+        offset: u64,
+        len: u64,
+        reply: ReplyData,
+    ) {
+        self.guarded("read", || {
+            let mut attempt = move |drive: &Drive| drive.read_plan(ino, offset, len);
+            let plan = match self.try_now("read", &mut attempt) {
+                Ok(plan) => plan,
+                Err(Stop::Refused(errno)) => return reply.refuse(errno),
+                Err(Stop::Missing) => {
+                    return self.on_network("read", move |calls| {
+                        match calls.bring("read", attempt) {
+                            Ok(plan) => calls.read_far(&plan, reply),
+                            Err(errno) => reply.refuse(errno),
+                        }
+                    });
+                }
+            };
+            self.read_ahead(ino, handle, offset, &plan);
+            let near = assemble(&plan, |reference| {
+                match self.backing.chunk_local(reference) {
+                    Ok(Some(bytes)) => Ok(bytes),
+                    Ok(None) => Err(NotHere::Far),
+                    Err(error) => Err(NotHere::Failed(error)),
+                }
+            });
+            match near {
+                Ok(bytes) => reply.data(&bytes),
+                Err(NotHere::Failed(error)) => reply.refuse(self.failed("read", &error)),
+                Err(NotHere::Far) => {
+                    self.on_network("read", move |calls| calls.read_far(&plan, reply))
+                }
+            }
+        });
+    }
+
+    fn read_far(&self, plan: &Plan, reply: ReplyData) {
+        let deadline = clock::now() + FETCH_LIMIT;
+        let wanted = references(plan);
+        if wanted.len() > 1 {
+            // All at once, instead of one round trip after the other.
+            self.backing.prefetch(&wanted);
+        }
+        match assemble(plan, |reference| self.backing.chunk(reference, deadline)) {
+            Ok(bytes) => reply.data(&bytes),
+            Err(error) => reply.refuse(self.failed("read", &error)),
+        }
+    }
+
+    // Costs a look into a small map; asks for chunks a few times per window at most.
+    fn read_ahead(&self, ino: Ino, handle: u64, offset: u64, plan: &Plan) {
+        let ahead = self
+            .runs()
+            .entry(handle)
+            .or_default()
+            .note(offset, plan.len());
+        if let Some((from, len)) = ahead
+            && let Ok(plan) = self.backing.drive().read_plan(ino, from, len)
+        {
+            let wanted = references(&plan);
+            if !wanted.is_empty() {
+                self.backing.prefetch(&wanted);
+            }
+        }
+    }
+
+    pub(super) fn write(
+        self: &Arc<Self>,
+        ino: Ino,
+        offset: u64,
+        data: &[u8],
+        kill: bool,
+        reply: ReplyWrite,
+    ) {
+        let when = now();
+        // What remains if the operation breaks off by a defect.
+        let mut stop = Stop::Refused(Errno::EIO);
+        if !self.must_wait(Waits::ForData) {
+            let mut attempt = |drive: &Drive| drive.write(ino, offset, data, kill, when);
+            let mut reply = Some(reply);
+            self.guarded("write", || match self.try_now("write", &mut attempt) {
+                Ok(len) => reply
+                    .take()
+                    .into_iter()
+                    .for_each(|reply| reply.written(len)),
+                Err(other) => stop = other,
+            });
+            match (reply, stop) {
+                (Some(reply), Stop::Refused(errno)) => reply.refuse(errno),
+                (Some(reply), Stop::Missing) => self.write_later(ino, offset, data, kill, reply),
+                (None, _) => {}
+            }
+            return;
+        }
+        self.write_later(ino, offset, data, kill, reply);
+    }
+
+    fn write_later(
+        self: &Arc<Self>,
+        ino: Ino,
+        offset: u64,
+        data: &[u8],
+        kill: bool,
+        reply: ReplyWrite,
+    ) {
+        let data = Bytes::copy_from_slice(data);
+        let when = now();
+        self.later("write", Waits::ForData, move |calls| {
+            let attempt = |drive: &Drive| drive.write(ino, offset, &data, kill, when);
+            calls.finish(
+                "write",
+                Waits::ForData,
+                reply,
+                attempt,
+                |reply: ReplyWrite, len| reply.written(len),
+            );
+        });
+    }
+
+    /// fsync of anything: the journal is one for the drive, and what came before goes with it.
+    pub(super) fn sync(self: &Arc<Self>, name: &'static str, reply: ReplyEmpty) {
+        self.on_disk(name, move |calls| {
+            match calls.backing.sync_local(clock::now() + DISK_LIMIT) {
+                Ok(()) => reply.ok(),
+                Err(error) => reply.refuse(calls.failed(name, &error)),
+            }
+        });
+    }
+
+    /// SEEK_DATA and SEEK_HOLE. The kernel asks without sending its dirty pages first, so they are called for here;
+    /// otherwise a copy made of a file that is being written would have holes where the data is.
+    pub(super) fn seek(self: &Arc<Self>, ino: Ino, offset: u64, seek: Seek, reply: ReplyLseek) {
+        let attempt = move |drive: &Drive| drive.lseek(ino, offset, seek);
+        let answer =
+            |reply: ReplyLseek, found| reply.offset(i64::try_from(found).unwrap_or(i64::MAX));
+        if self.held_by_kernel(ino) {
+            self.on_disk("lseek", move |calls| {
+                calls.call_in(ino);
+                calls.finish("lseek", Waits::Never, reply, attempt, answer);
+            });
+        } else {
+            self.call("lseek", Waits::Never, reply, attempt, answer);
+        }
+    }
+
+    /// The state of a file, as the value of a synthetic attribute.
+    pub(super) fn state(self: &Arc<Self>, ino: Ino, size: u32, reply: ReplyXattr) {
+        let open = self.held_by_kernel(ino);
+        self.on_disk("getxattr", move |calls| {
+            if open {
+                calls.call_in(ino);
+            }
+            match calls.bring("getxattr", |_| calls.backing.state(ino)) {
+                // A handle that may write is open: its next page may be on the way.
+                Ok("committed") if open => value(reply, b"sent", size),
+                Ok(state) => value(reply, state.as_bytes(), size),
+                Err(errno) => reply.refuse(errno),
+            }
+        });
+    }
+
+    /// Whether the kernel may hold newer bytes of this file than we do.
+    fn held_by_kernel(&self, ino: Ino) -> bool {
+        self.backing
+            .drive()
+            .state_of(ino)
+            .is_ok_and(|state| state.open_for_write)
+    }
+
+    /// Makes the kernel send its dirty pages of one inode: it launders what it is told to forget. Pool threads only,
+    /// because the pages arrive as WRITE requests on the loops. Size and times of the file stay the kernel's.
+    fn call_in(&self, ino: Ino) {
+        if let Some(kernel) = self.kernel.get()
+            && let Err(error) = kernel.inval_inode(INodeNo(ino), 0, 0)
+        {
+            tracing::debug!(%error, "the kernel kept its pages");
+        }
+    }
+}
+
+/// Answers getxattr and listxattr by the rule of their size argument: 0 asks for the length.
+pub(super) fn value(reply: ReplyXattr, value: &[u8], size: u32) {
+    let len = u32::try_from(value.len()).unwrap_or(u32::MAX);
+    if size == 0 {
+        reply.size(len);
+    } else if len <= size {
+        reply.data(value);
+    } else {
+        reply.error(Errno::ERANGE);
+    }
+}
