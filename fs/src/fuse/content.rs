@@ -89,9 +89,10 @@ impl<B: Backing> Calls<B> {
             .entry(handle)
             .or_default()
             .note(offset, plan.len());
-        if let Some((from, len)) = ahead
-            && let Ok(plan) = self.backing.drive().read_plan(ino, from, len)
-        {
+        let Some((from, len)) = ahead else { return };
+        // What is not known without the network is simply not read ahead.
+        let mut attempt = move |drive: &Drive| drive.read_plan(ino, from, len);
+        if let Ok(plan) = self.try_now("read", &mut attempt) {
             let wanted = references(&plan);
             if !wanted.is_empty() {
                 self.backing.prefetch(&wanted);

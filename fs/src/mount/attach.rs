@@ -135,9 +135,9 @@ fn attach_by_fusermount(
         .map_err(failed)?;
     drop(theirs);
     if !output.status.success() {
-        return Err(AttachError::Fusermount(
-            String::from_utf8_lossy(&output.stderr).trim().to_owned(),
-        ));
+        let words = String::from_utf8_lossy(&output.stderr);
+        let words = words.trim().trim_start_matches("fusermount3: ");
+        return Err(AttachError::Fusermount(words.to_owned()));
     }
     receive_descriptor(ours.as_fd()).map_err(failed)
 }
@@ -271,4 +271,49 @@ pub fn set_read_ahead(device: &str) -> io::Result<()> {
         format!("/sys/class/bdi/{device}/read_ahead_kb"),
         READ_AHEAD_KIB.to_string(),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mount::table;
+
+    /// The way taken without root. Root can take it too, so that it is tested wherever mounting is possible at all.
+    #[test]
+    fn fusermount_mounts_and_hands_the_descriptor_over() {
+        if open_device().is_err() || Command::new("fusermount3").arg("-V").output().is_err() {
+            println!("SKIPPED: /dev/fuse or fusermount3 is missing, nothing was tested");
+            return;
+        }
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().canonicalize().unwrap();
+        let options = MountOptions {
+            noexec: true,
+            ..MountOptions::default()
+        };
+        let device = attach_by_fusermount("sealdrive:a,b", &path, &options).unwrap();
+        let row = table::at(&path).unwrap();
+        // Nobody answers INIT; closing the descriptor ends the connection, and the name goes before the test judges.
+        drop(device);
+        detach_by_fusermount(&path, Detach::Lazily).unwrap();
+        let row = row.expect("it was in the mount table");
+        assert_eq!(
+            (row.fs_type.as_str(), row.source.as_str()),
+            (table::FS_TYPE, "sealdrive:a,b")
+        );
+        assert!(table::at(&path).unwrap().is_none());
+    }
+
+    #[test]
+    fn what_is_no_directory_is_refused() {
+        let place = tempfile::NamedTempFile::new().unwrap();
+        assert!(matches!(
+            prepare(place.path()),
+            Err(AttachError::MountPoint(_))
+        ));
+        assert!(matches!(
+            prepare(Path::new("/nowhere/at/all")),
+            Err(AttachError::MountPoint(_))
+        ));
+    }
 }

@@ -176,7 +176,7 @@ impl Double {
         let edits = frozen
             .overlay
             .iter()
-            .map(|(key, value)| (key.clone(), value.cloned()));
+            .map(|(key, value)| (key.to_vec(), value.map(<[u8]>::to_vec)));
         let mut put = |plain: &[u8]| {
             let reference = name(plain);
             let node = Node::decode(Bytes::copy_from_slice(plain)).unwrap();
