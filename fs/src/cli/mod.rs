@@ -5,10 +5,13 @@
 
 mod completions;
 pub mod exit;
+mod failures;
 mod init;
+mod mount;
 mod output;
 mod passphrase;
 mod progress;
+mod quickstart;
 mod recover;
 mod select;
 mod status;
@@ -31,8 +34,10 @@ Examples:
   sealdrive init --server CONNECT --kit ~/kit.txt
                                             Make an account; then print the kit.
   sealdrive recover --kit kit.txt           On a new machine: bring everything back.
+  sealdrive mount ~/Drive                   Then use it like any directory.
   sealdrive status                          Is everything on the server?
   sealdrive sync && echo safe               Wait until it is.
+  sealdrive umount ~/Drive                  Unmount; waits as well.
 
 Secrets are never arguments. A passphrase is read from, in this order:
   SEALDRIVE_PASSWORD_FD, SEALDRIVE_PASSWORD_FILE, SEALDRIVE_PASSWORD_COMMAND,
@@ -84,12 +89,16 @@ struct Common {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Quickstart(quickstart::Quickstart),
     Init(init::Init),
     Recover(recover::Recover),
+    Mount(mount::Mount),
     Status(status::Status),
     Sync(sync::Sync),
     Umount(umount::Umount),
     Completions(completions::Completions),
+    #[command(hide = true)]
+    QuickstartServer(quickstart::QuickstartServer),
     #[command(hide = true)]
     Man(completions::Man),
     /// Opens one slot for another process of ours.
@@ -103,6 +112,9 @@ struct Session {
     out: Output,
 }
 
+/// A command under the name that mount(8) or umount(8) calls it by.
+type Helper = fn(&Session, Vec<OsString>) -> Result<Exit, Failure>;
+
 /// Runs the command line and returns its exit code.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     start_log();
@@ -112,12 +124,17 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         .as_deref()
         .and_then(Path::file_name)
         .and_then(OsStr::to_str);
-    if name == Some("umount.fuse.sealdrive") {
+    let helper = match name {
+        Some("mount.fuse.sealdrive") => Some(mount::from_helper as Helper),
+        Some("umount.fuse.sealdrive") => Some(umount::from_helper as Helper),
+        _ => None,
+    };
+    if let Some(helper) = helper {
         let out = Output::new(false, false);
         let rest = args[1..].to_vec();
         return end(
             out,
-            open(None, out).and_then(|session| umount::from_helper(&session, rest)),
+            open(None, out).and_then(|session| helper(&session, rest)),
         );
     }
     let matches = match Cli::command().try_get_matches_from(&args) {
@@ -147,8 +164,11 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
 fn dispatch(cli: Cli, out: Output) -> Result<Exit, Failure> {
     let session = || open(cli.common.home, out);
     match cli.command {
+        Command::Quickstart(command) => command.run(&session()?),
+        Command::QuickstartServer(command) => command.run(),
         Command::Init(command) => command.run(&session()?),
         Command::Recover(command) => command.run(&session()?),
+        Command::Mount(command) => command.run(&session()?),
         Command::Status(command) => command.run(&session()?),
         Command::Sync(command) => command.run(&session()?),
         Command::Umount(command) => command.run(&session()?),

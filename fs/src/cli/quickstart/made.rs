@@ -80,7 +80,7 @@ fn kinds(dir: &Path) -> io::Result<()> {
     fs::write(dir.join("tagged"), b"has extended attributes")?;
     for (name, value) in [("user.colour", &b"green"[..]), ("user.bytes", &[0, 255, 10]), ("user.none", b"")] {
         // A file system without user attributes (tmpfs of an older kernel) has none to lose.
-        drop(setxattr(dir.join("tagged"), name, value, XattrFlags::empty()));
+        let _ = setxattr(dir.join("tagged"), name, value, XattrFlags::empty());
     }
     Ok(())
 }

@@ -1,0 +1,420 @@
+//! `sealdrive mount`, and `mount.fuse.sealdrive` as mount(8) calls it: unlock, open, serve until unmounted.
+//!
+//! Invariant: what is wrong is known before the command returns (the daemon reports to the command that started it);
+//! the mount process never holds the memory that checking a passphrase takes.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::Parser;
+use serde::Serialize;
+
+use super::exit::{Exit, Failure};
+use super::{Session, passphrase};
+use crate::account::{Numbers, Opened};
+use crate::control;
+use crate::engine::{Engine, EngineConfig};
+use crate::home::Home;
+use crate::keystore::DriveKeys;
+use crate::live::{Facts, Live};
+use crate::mount::daemon::{self, Started};
+use crate::mount::options::{MountCall, MountOptions, OtherOption};
+use crate::mount::{Ended, Spec, attach, serve};
+
+/// How long a mount waits for news of the account before it goes on without: mounting works offline.
+const CHAIN_PATIENCE: Duration = Duration::from_secs(3);
+/// How long the drain after unmount may go on in the background. Without a server it ends at once when the machine
+/// goes down; what is left is safe and goes out at the next mount.
+const DRAIN_LIMIT: Duration = Duration::from_secs(24 * 3600);
+
+const EXAMPLES: &str = "\
+Examples:
+  sealdrive mount ~/Drive                      The only drive of this account.
+  sealdrive mount work ~/Work -o ro
+  sealdrive mount work /srv/work -o allow_other,cache=50G
+  work  /srv/work  fuse.sealdrive  _netdev,nofail,allow_other  0 0        (/etc/fstab; see scripts/install-helpers)
+
+Options for -o, besides those of mount(8) (ro, noexec, allow_other, sync, suid, dev, …):
+  cache=SIZE     room for local copies of what the server has (default 10G)
+  outbox=SIZE    room for what the server does not have yet; beyond it writes get ENOSPC (default 20G)
+  home=DIR       as --home, for /etc/fstab
+  take_over      as --take-over
+
+The mount is there at once, also without a network: sending and fetching go on in the background.";
+
+/// Mount a drive.
+#[derive(Debug, Parser)]
+#[command(after_help = EXAMPLES, override_usage = "sealdrive mount [OPTIONS] [DRIVE] <MOUNTPOINT>")]
+pub(super) struct Mount {
+    /// Which drive (may be left out if the account has one), and the directory to mount it on.
+    #[arg(required = true, num_args = 1..=2, value_names = ["DRIVE", "MOUNTPOINT"])]
+    words: Vec<OsString>,
+    /// Mount options, separated by commas.
+    #[arg(short = 'o', value_name = "OPTIONS")]
+    options: Vec<String>,
+    /// Stay in the foreground until unmounted; Ctrl-C unmounts.
+    #[arg(long, short)]
+    foreground: bool,
+    /// Take the right to write from another device that holds it (a lost machine, for example).
+    #[arg(long)]
+    take_over: bool,
+    /// Where local copies are kept [default: under --home].
+    #[arg(long, env = "SEALDRIVE_CACHE_DIR", hide_env = true, value_name = "DIR")]
+    cache_dir: Option<PathBuf>,
+}
+
+/// What is to be mounted, understood.
+#[derive(Debug)]
+struct Plan {
+    drive: Option<String>,
+    mountpoint: PathBuf,
+    lists: Vec<String>,
+    kernel: MountOptions,
+    home: Option<PathBuf>,
+    take_over: bool,
+    cache: Option<u64>,
+    outbox: Option<u64>,
+    cache_dir: Option<PathBuf>,
+}
+
+impl Mount {
+    pub(super) fn run(self, session: &Session) -> Result<Exit, Failure> {
+        let mut words = self.words;
+        let mountpoint = PathBuf::from(words.pop().expect("clap requires one word"));
+        let mut plan = Plan::parse(words.pop(), mountpoint, self.options)?;
+        plan.take_over |= self.take_over;
+        plan.cache_dir = self.cache_dir;
+        plan.carry_out(session, self.foreground)
+    }
+}
+
+/// Mounts the only drive of the session's home here, until unmounted.
+pub(super) fn here(session: &Session, mountpoint: PathBuf) -> Result<Exit, Failure> {
+    Plan::parse(None, mountpoint, Vec::new())?.carry_out(session, true)
+}
+
+/// The helper's way in: arguments as mount(8) passes them.
+pub(super) fn from_helper(session: &Session, args: Vec<OsString>) -> Result<Exit, Failure> {
+    let call = MountCall::parse(args).map_err(|error| {
+        Failure::new(
+            Exit::Usage,
+            error.to_string(),
+            "see mount(8), EXTERNAL HELPERS",
+        )
+    })?;
+    let plan = Plan::parse(Some(call.source), call.mountpoint, call.lists)?;
+    if call.fake {
+        return Ok(Exit::Ok);
+    }
+    plan.carry_out(session, false)
+}
+
+impl Plan {
+    fn parse(
+        source: Option<OsString>,
+        mountpoint: PathBuf,
+        lists: Vec<String>,
+    ) -> Result<Self, Failure> {
+        let (kernel, others) = MountOptions::parse(&lists);
+        let drive = match source {
+            None => None,
+            Some(source) => {
+                let text = source.into_string().map_err(|_| {
+                    Failure::new(
+                        Exit::NoDrive,
+                        "the drive's name is not text",
+                        "see `sealdrive drives`",
+                    )
+                })?;
+                let name = text.strip_prefix("sealdrive:").unwrap_or(&text).to_owned();
+                (!["none", "sealdrive"].contains(&name.as_str())).then_some(name)
+            }
+        };
+        let (home, cache_dir) = (None, None);
+        let mut plan = Self {
+            drive,
+            mountpoint,
+            lists,
+            kernel,
+            home,
+            take_over: false,
+            cache: None,
+            outbox: None,
+            cache_dir,
+        };
+        for option in others {
+            plan.set(option)?;
+        }
+        Ok(plan)
+    }
+
+    fn set(&mut self, OtherOption { name, value }: OtherOption) -> Result<(), Failure> {
+        match (name.as_str(), value) {
+            ("home", Some(dir)) => self.home = Some(dir.into()),
+            ("cache", Some(size)) => self.cache = Some(parse_size(&size)?),
+            ("outbox", Some(size)) => self.outbox = Some(parse_size(&size)?),
+            ("take_over", None) => self.take_over = true,
+            _ => {
+                return Err(Failure::new(
+                    Exit::Usage,
+                    format!(
+                        "mount option {name} is not known, or its value is missing or too much"
+                    ),
+                    "see `sealdrive mount --help`",
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    fn carry_out(self, session: &Session, foreground: bool) -> Result<Exit, Failure> {
+        let home = match &self.home {
+            Some(dir) => Home::locate(Some(dir.clone()))?,
+            None => session.home.clone(),
+        };
+        // What can be known without keys is said at once.
+        attach::prepare(&self.mountpoint)
+            .map_err(|error| Failure::mount_point(&self.mountpoint, &error))?;
+        if foreground {
+            return self.serve(session, &home);
+        }
+        home.profile()?;
+        match daemon::start(self.daemon_args(&home)?) {
+            Ok(Started::Up(pid)) => {
+                let result = Mounted {
+                    mountpoint: &self.mountpoint,
+                    pid,
+                };
+                session.out.result(&result, || {
+                    format!("mounted at {}", self.mountpoint.display())
+                });
+                Ok(Exit::Ok)
+            }
+            // The daemon has said why, in its one line.
+            Ok(Started::Ended(status)) => {
+                let code = status.code().and_then(|code| u8::try_from(code).ok());
+                match code.map(Exit::from_code) {
+                    Some(Exit::Ok) | None => Err(Failure::new(
+                        Exit::MountFailed,
+                        format!("the mount process ended before it was up ({status})"),
+                        "try with --foreground and SEALDRIVE_LOG=info",
+                    )),
+                    Some(exit) => Ok(exit),
+                }
+            }
+            Err(error) => Err(Failure::new(
+                Exit::MountFailed,
+                format!("cannot start the mount process: {error}"),
+                "try with --foreground",
+            )),
+        }
+    }
+
+    /// The same mount, for the process that stays.
+    fn daemon_args(&self, home: &Home) -> Result<Vec<OsString>, Failure> {
+        let absolute = |path: &Path| {
+            std::path::absolute(path).map_err(|error| {
+                Failure::new(
+                    Exit::MountFailed,
+                    format!("{}: {error}", path.display()),
+                    "",
+                )
+            })
+        };
+        let mut args: Vec<OsString> = vec!["mount".into(), "--foreground".into()];
+        args.extend(["--home".into(), home.dir().into()]);
+        if self.take_over {
+            args.push("--take-over".into());
+        }
+        if let Some(dir) = &self.cache_dir {
+            args.extend(["--cache-dir".into(), absolute(dir)?.into()]);
+        }
+        for list in &self.lists {
+            args.extend(["-o".into(), list.into()]);
+        }
+        args.push("--".into());
+        args.extend(self.drive.iter().map(OsString::from));
+        args.push(absolute(&self.mountpoint)?.into());
+        Ok(args)
+    }
+
+    fn serve(self, session: &Session, home: &Home) -> Result<Exit, Failure> {
+        let place = super::helper_process()?;
+        // Before the terminal is left: it may be needed for the passphrase.
+        let opened = Opened::open(home, &place, passphrase::existing)?;
+        let mountpoint = std::fs::canonicalize(&self.mountpoint).map_err(|error| {
+            Failure::mount_point(&self.mountpoint, &attach::AttachError::MountPoint(error))
+        })?;
+        daemon::detach_from_terminal();
+        let drive = choose(&opened, self.drive.as_deref())?;
+        let config = self.config(home, &opened, drive)?;
+        let facts = Facts {
+            name: drive.name.clone(),
+            drive_id: drive.drive.to_hex(),
+            mountpoint: mountpoint.clone(),
+            server: opened.server.addr.clone(),
+            read_only: self.kernel.read_only,
+            dir: config.dir.clone(),
+        };
+        let socket = home.socket(&drive.drive)?;
+        let name = drive.name.clone();
+        // Keys that only opening takes are gone before the first request.
+        drop(opened);
+        let live = Arc::new(Live::new(Engine::open(config)?, facts));
+        let served = control::serve(&socket, Arc::clone(&live) as Arc<dyn control::Control>)
+            .map_err(|error| {
+                let what = format!("control socket {}: {error}", socket.display());
+                Failure::new(Exit::MountFailed, what, "is the drive mounted already?")
+            })?;
+        let spec = Spec {
+            label: name,
+            mountpoint,
+            options: self.kernel,
+            drain_limit: DRAIN_LIMIT,
+        };
+        let ended = serve(live, &spec, || {
+            daemon::announce_ready();
+            session.out.news(&format!(
+                "mounted at {}; Ctrl-C unmounts",
+                spec.mountpoint.display()
+            ));
+        });
+        drop(served);
+        match ended? {
+            Ended::Drained => Ok(Exit::Ok),
+            Ended::Pending { bytes } => Err(Failure::new(
+                Exit::Pending,
+                format!(
+                    "unmounted, but {} are not on the server yet",
+                    super::output::size(bytes)
+                ),
+                "they are safe on this machine and go out at the next mount",
+            )),
+        }
+    }
+
+    fn config(
+        &self,
+        home: &Home,
+        opened: &Opened,
+        drive: &DriveKeys,
+    ) -> Result<EngineConfig, Failure> {
+        let remote = Arc::new(opened.remote(drive.drive, Arc::new(Numbers::new(home.clone()))));
+        let chain =
+            super::runtime()?.block_on(opened.chain(home, remote.as_ref(), CHAIN_PATIENCE))?;
+        let dir = match &self.cache_dir {
+            Some(dir) => Home::locate(Some(dir.clone()))?.drive_dir(&drive.drive)?,
+            None => home.drive_dir(&drive.drive)?,
+        };
+        let signing = opened.signing_key();
+        let device = sealdrive_proto::id::DeviceId::of(&signing.verifying_key());
+        let mut config = EngineConfig::new(
+            dir,
+            drive.drive,
+            device,
+            Arc::new(opened.domain_keys()),
+            Arc::new(drive.local_keys()),
+            Arc::new(signing),
+            chain,
+        );
+        // A connection of its own: the one above lived on the little runtime that asked for the chain.
+        config.remote = Some(Arc::new(
+            opened.remote(drive.drive, Arc::new(Numbers::new(home.clone()))),
+        ));
+        let (uid, gid) = (rustix::process::getuid(), rustix::process::getgid());
+        config.owner = (uid.as_raw(), gid.as_raw());
+        config.take_over = self.take_over;
+        config.cache_budget = self.cache.unwrap_or(config.cache_budget);
+        config.outbox_budget = self.outbox.unwrap_or(config.outbox_budget);
+        Ok(config)
+    }
+}
+
+#[derive(Serialize)]
+struct Mounted<'a> {
+    mountpoint: &'a Path,
+    pid: u32,
+}
+
+fn choose<'a>(opened: &'a Opened, name: Option<&str>) -> Result<&'a DriveKeys, Failure> {
+    opened.keystore.drive(name).ok_or_else(|| {
+        let drives = &opened.keystore.drives;
+        let names: Vec<&str> = drives.iter().map(|drive| drive.name.as_str()).collect();
+        let what = match name {
+            Some(name) => format!("this account has no drive {name:?}"),
+            None => "this account has not exactly one drive, so one must be named".to_owned(),
+        };
+        Failure::new(Exit::NoDrive, what, format!("it has: {}", names.join(", ")))
+    })
+}
+
+/// A size as people write it: digits, and K, M, G or T for powers of 1024.
+fn parse_size(text: &str) -> Result<u64, Failure> {
+    let wrong = || {
+        let what = format!("{text:?} is not a size");
+        Failure::new(Exit::Usage, what, "write it as 500M or 20G")
+    };
+    let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
+    let shift = match text[digits.len()..]
+        .to_ascii_uppercase()
+        .trim_end_matches("IB")
+        .trim_end_matches('B')
+    {
+        "" => 0,
+        "K" => 10,
+        "M" => 20,
+        "G" => 30,
+        "T" => 40,
+        _ => return Err(wrong()),
+    };
+    let number: u64 = digits.parse().map_err(|_| wrong())?;
+    number.checked_mul(1 << shift).ok_or_else(wrong)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_and_options_of_ours() {
+        for (text, bytes) in [
+            ("0", 0),
+            ("512", 512),
+            ("10k", 10 << 10),
+            ("3G", 3 << 30),
+            ("1TiB", 1 << 40),
+        ] {
+            assert_eq!(parse_size(text).unwrap(), bytes, "{text}");
+        }
+        for text in ["", "G", "-1", "1X", "99999999999T", "1.5G"] {
+            assert!(parse_size(text).is_err(), "{text}");
+        }
+        let plan = Plan::parse(
+            Some("sealdrive:work".into()),
+            "/mnt".into(),
+            vec![
+                "ro,cache=1G,take_over".to_owned(),
+                "_netdev,home=/h".to_owned(),
+            ],
+        )
+        .unwrap();
+        assert_eq!(plan.drive.as_deref(), Some("work"));
+        assert!(plan.kernel.read_only && plan.take_over);
+        assert_eq!(
+            (plan.cache, plan.home),
+            (Some(1 << 30), Some(PathBuf::from("/h")))
+        );
+        for list in ["cash=1G", "cache", "take_over=1"] {
+            let failure = Plan::parse(None, "/mnt".into(), vec![list.to_owned()]).unwrap_err();
+            assert_eq!(failure.exit, Exit::Usage, "{list}");
+        }
+        assert_eq!(
+            Plan::parse(Some("none".into()), "/m".into(), vec![])
+                .unwrap()
+                .drive,
+            None
+        );
+    }
+}
