@@ -137,10 +137,7 @@ pub fn umount(request: &Request, progress: &mut dyn FnMut(u64)) -> Result<Outcom
         .filter(|row| row.fs_type == table::FS_TYPE)
         .ok_or_else(|| UmountError::NotMounted(path.clone()))?;
     let directory = record::directory();
-    let daemon = Record::read(&directory, &row.device)
-        .ok()
-        .flatten()
-        .and_then(Daemon::hold);
+    let daemon = Record::find(&directory, &row.device).and_then(Daemon::hold);
 
     let how = if request.lazy {
         Detach::Lazily
@@ -194,9 +191,7 @@ impl Daemon {
         loop {
             // Read before asking whether it has gone: its last word is written before it goes.
             let gone = self.gone_within(LOOK_EVERY.min(left(end)));
-            if let Ok(Some(record)) = Record::read(directory, &self.record.device)
-                && record.pid == self.record.pid
-            {
+            if let Some(record) = self.record.again(directory) {
                 self.record = record;
             }
             if gone
@@ -282,6 +277,7 @@ mod tests {
             .spawn()
             .unwrap();
         let record = Record {
+            id: "test".into(),
             pid: child.id(),
             device: "0:9999".into(),
             mountpoint: "/x".into(),
@@ -301,6 +297,7 @@ mod tests {
     fn waiting_ends_at_its_limit_and_at_the_last_word() {
         let dir = tempfile::tempdir().unwrap();
         let mut record = Record {
+            id: "test".into(),
             pid: std::process::id(),
             device: "0:9998".into(),
             mountpoint: "/x".into(),
@@ -315,8 +312,8 @@ mod tests {
         );
         record.phase = Phase::Drained;
         record.write(dir.path()).unwrap();
-        let daemon = Daemon::hold(record).unwrap();
+        let daemon = Daemon::hold(record.clone()).unwrap();
         assert_eq!(daemon.wait(dir.path(), None, &mut |_| {}), Outcome::Drained);
-        assert_eq!(Record::read(dir.path(), "0:9998").unwrap(), None);
+        assert_eq!(record.again(dir.path()), None);
     }
 }

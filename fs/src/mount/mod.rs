@@ -97,6 +97,8 @@ pub fn serve<B: Backing>(
 /// A live mount. Dropped, it takes itself away lazily: a failure after attaching leaves nothing behind.
 struct Mounted {
     mountpoint: PathBuf,
+    /// Of the run record: unique among the mounts of this machine's uptime.
+    id: String,
     device: String,
     session: Option<Session>,
     directory: PathBuf,
@@ -115,8 +117,10 @@ impl Mounted {
                 .replace(|c: char| c.is_control() || c.is_whitespace(), "_")
         );
         let device = attach::attach(&source, &mountpoint, &spec.options).map_err(failed)?;
+        let (secs, nanos) = clock::wall_ns();
         let mut mount = Self {
             mountpoint,
+            id: format!("{}-{secs}-{nanos}", std::process::id()),
             device: String::new(),
             session: None,
             directory: record::directory(),
@@ -155,6 +159,7 @@ impl Mounted {
             return;
         }
         let record = Record {
+            id: self.id.clone(),
             pid: std::process::id(),
             device: self.device.clone(),
             mountpoint: self.mountpoint.clone(),

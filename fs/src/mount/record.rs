@@ -30,6 +30,8 @@ pub enum Phase {
 /// One record.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
+    /// Names the record. Not the device number: that goes to the next mount while this one still drains.
+    pub id: String,
     /// Process id of the daemon.
     pub pid: u32,
     /// Device number of the mount, `major:minor`.
@@ -57,23 +59,39 @@ pub fn directory() -> PathBuf {
 
 /// Removes records whose daemon is gone and whose last word nobody came for.
 pub fn sweep(directory: &Path) {
-    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
-        let path = entry.path();
-        if path.extension().is_none_or(|extension| extension != "json") {
-            continue;
-        }
-        let record = fs::read(&path)
-            .ok()
-            .and_then(|bytes| serde_json::from_slice::<Record>(&bytes).ok());
-        if record.is_some_and(|record| !Path::new("/proc").join(record.pid.to_string()).exists()) {
+    for (path, record) in records(directory) {
+        if !is_alive(record.pid) {
             let _ = fs::remove_file(path);
         }
     }
 }
 
+fn records(directory: &Path) -> impl Iterator<Item = (PathBuf, Record)> {
+    fs::read_dir(directory)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|entry| {
+            let path = entry.path();
+            let named = path
+                .extension()
+                .is_some_and(|extension| extension == "json");
+            let bytes = named.then(|| fs::read(&path).ok()).flatten()?;
+            Some((path, serde_json::from_slice(&bytes).ok()?))
+        })
+}
+
+fn path_of(directory: &Path, id: &str) -> PathBuf {
+    directory.join(format!("mount-{id}.json"))
+}
+
+fn is_alive(pid: u32) -> bool {
+    Path::new("/proc").join(pid.to_string()).exists()
+}
+
 impl Record {
     fn path(&self, directory: &Path) -> PathBuf {
-        directory.join(format!("mount-{}.json", self.device.replace(':', "-")))
+        path_of(directory, &self.id)
     }
 
     /// Writes the record, replacing the former one.
@@ -95,14 +113,18 @@ impl Record {
         fs::rename(&temporary, &path)
     }
 
-    /// Reads the record of the mount with this device number, if there is one.
-    pub fn read(directory: &Path, device: &str) -> io::Result<Option<Self>> {
-        let path = directory.join(format!("mount-{}.json", device.replace(':', "-")));
-        match fs::read(path) {
-            Ok(bytes) => Ok(serde_json::from_slice(&bytes).ok()),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error),
-        }
+    /// The record of the live mount with this device number, if there is one.
+    pub fn find(directory: &Path, device: &str) -> Option<Self> {
+        records(directory).map(|(_, record)| record).find(|record| {
+            record.device == device && record.phase == Phase::Mounted && is_alive(record.pid)
+        })
+    }
+
+    /// The same record as last written; none once it was removed.
+    pub fn again(&self, directory: &Path) -> Option<Self> {
+        fs::read(self.path(directory))
+            .ok()
+            .and_then(|bytes| serde_json::from_slice(&bytes).ok())
     }
 
     /// Removes the record.
@@ -116,44 +138,48 @@ impl Record {
 mod tests {
     use super::*;
 
-    #[test]
-    fn records_of_the_dead_are_swept_up() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut record = Record {
-            pid: std::process::id(),
-            device: "0:1".into(),
-            mountpoint: "/mnt".into(),
-            phase: Phase::Drained,
+    fn record(id: &str, pid: u32, phase: Phase) -> Record {
+        let (device, mountpoint) = ("0:45".into(), "/mnt".into());
+        Record {
+            id: id.into(),
+            pid,
+            device,
+            mountpoint,
+            phase,
             pending_bytes: 0,
-        };
-        record.write(dir.path()).unwrap();
-        record.device = "0:2".into();
-        record.pid = u32::MAX;
-        record.write(dir.path()).unwrap();
-        sweep(dir.path());
-        assert!(Record::read(dir.path(), "0:1").unwrap().is_some());
-        assert!(Record::read(dir.path(), "0:2").unwrap().is_none());
+        }
     }
 
     #[test]
-    fn a_record_is_found_by_its_device_and_goes() {
+    fn records_of_the_dead_are_swept_up() {
+        let dir = tempfile::tempdir().unwrap();
+        let live = record("a", std::process::id(), Phase::Drained);
+        let dead = record("b", u32::MAX, Phase::Drained);
+        live.write(dir.path()).unwrap();
+        dead.write(dir.path()).unwrap();
+        sweep(dir.path());
+        assert!(live.again(dir.path()).is_some());
+        assert!(dead.again(dir.path()).is_none());
+    }
+
+    /// A device number is free for the next mount as soon as the last is gone, while its daemon still drains: umount
+    /// of the first then waited for the second.
+    #[test]
+    fn a_draining_mount_and_a_new_one_may_share_a_device_number() {
         let dir = tempfile::tempdir().unwrap();
         let at = dir.path().join("run");
-        assert_eq!(Record::read(&at, "0:45").unwrap(), None);
-        let mut record = Record {
-            pid: 7,
-            device: "0:45".into(),
-            mountpoint: "/mnt".into(),
-            phase: Phase::Mounted,
-            pending_bytes: 0,
-        };
-        record.write(&at).unwrap();
-        record.phase = Phase::Pending;
-        record.pending_bytes = 9;
-        record.write(&at).unwrap();
-        assert_eq!(Record::read(&at, "0:45").unwrap(), Some(record.clone()));
-        assert_eq!(Record::read(&at, "0:46").unwrap(), None);
-        record.remove(&at);
-        assert_eq!(Record::read(&at, "0:45").unwrap(), None);
+        assert_eq!(Record::find(&at, "0:45"), None);
+        let mut first = record("a", std::process::id(), Phase::Mounted);
+        first.write(&at).unwrap();
+        assert_eq!(Record::find(&at, "0:45").as_ref(), Some(&first));
+        first.phase = Phase::Draining;
+        first.write(&at).unwrap();
+        let second = record("b", std::process::id(), Phase::Mounted);
+        second.write(&at).unwrap();
+        assert_eq!(Record::find(&at, "0:45").as_ref(), Some(&second));
+        assert_eq!(first.again(&at).as_ref(), Some(&first));
+        assert_eq!(Record::find(&at, "0:46"), None);
+        second.remove(&at);
+        assert_eq!(Record::find(&at, "0:45"), None);
     }
 }

@@ -71,18 +71,19 @@ impl Mounted {
     /// Puts everything out of memory, the kernel's included, so that what is read next was stored and found again.
     pub fn settle(&self) {
         sealdrive::mount::flush_kernel(self.path()).unwrap();
-        let before = self
-            .double
-            .checkpoints
-            .load(std::sync::atomic::Ordering::Relaxed);
-        while self
-            .double
-            .checkpoints
-            .load(std::sync::atomic::Ordering::Relaxed)
-            < before + 2
-        {
+        let done = || {
+            self.double
+                .checkpoints
+                .load(std::sync::atomic::Ordering::Relaxed)
+        };
+        let enough = done() + 2;
+        for _ in 0..4000 {
+            if done() >= enough {
+                break;
+            }
             thread::sleep(Duration::from_millis(5));
         }
+        assert!(done() >= enough, "the double makes no checkpoints any more");
         // Best effort and root only; without it the kernel may answer from its pages.
         let _ = std::fs::write("/proc/sys/vm/drop_caches", "3");
     }
