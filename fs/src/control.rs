@@ -37,6 +37,8 @@ pub enum Request {
         #[serde(default)]
         timeout_ms: Option<u64>,
     },
+    /// If the drive is unmounted and only still being sent: stop, so that it can be mounted again. Nothing is lost.
+    Leave,
 }
 
 /// What is answered: any number of `progress`, then exactly one of the others.
@@ -88,6 +90,8 @@ pub struct Status {
     pub drive_id: String,
     /// Where it is mounted.
     pub mountpoint: PathBuf,
+    /// Whether it is still mounted; if not, what is left is being sent in the background.
+    pub mounted: bool,
     /// Process id of the mount.
     pub pid: u32,
     /// Address of the server.
@@ -131,6 +135,8 @@ pub trait Control: Send + Sync + 'static {
         timeout: Option<Duration>,
         tell: &mut dyn FnMut(Progress) -> bool,
     ) -> Result<Progress, Refusal>;
+    /// Ends the sending after an unmount. False, and nothing done, while the drive is mounted.
+    fn leave(&self) -> bool;
 }
 
 /// A served socket; removed when dropped.
@@ -221,6 +227,12 @@ fn answer(stream: UnixStream, control: &dyn Control) -> std::io::Result<()> {
                 Err(refusal) => Answer::Failed(refusal),
             }
         }
+        Ok(Request::Leave) if control.leave() => Answer::Done(Progress::default()),
+        Ok(Request::Leave) => Answer::Failed(Refusal {
+            exit: 30,
+            what: "the drive is mounted".to_owned(),
+            advice: "unmount it first; see `sealdrive status`".to_owned(),
+        }),
         Err(error) => Answer::Failed(Refusal {
             exit: 2,
             what: format!("not a request of this protocol: {error}"),
@@ -307,6 +319,10 @@ mod tests {
                     advice: "a".to_owned(),
                 }),
             }
+        }
+
+        fn leave(&self) -> bool {
+            false
         }
     }
 

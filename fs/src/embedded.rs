@@ -39,7 +39,11 @@ impl Embedded {
             .thread_name("server")
             .enable_all()
             .build()?;
-        let config = Config { data: dir.to_path_buf(), listen, plaintext_loopback: false };
+        let config = Config {
+            data: dir.to_path_buf(),
+            listen,
+            plaintext_loopback: false,
+        };
         let running = runtime.block_on(Server::start(config))?;
         Ok(Self { runtime, running })
     }

@@ -4,6 +4,7 @@
 //! may still write to it. Called by `sealdrive mount` (makes it), the kernel's border and the control socket.
 
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -40,12 +41,22 @@ pub struct Facts {
 pub struct Live {
     engine: Engine,
     facts: Facts,
+    /// Unmounted, and being sent.
+    draining: AtomicBool,
+    /// Told to stop sending.
+    leaving: AtomicBool,
 }
 
 impl Live {
     /// Takes an opened engine.
     pub fn new(engine: Engine, facts: Facts) -> Self {
-        Self { engine, facts }
+        let (draining, leaving) = (AtomicBool::new(false), AtomicBool::new(false));
+        Self {
+            engine,
+            facts,
+            draining,
+            leaving,
+        }
     }
 
     /// The weakest state of one file.
@@ -92,6 +103,7 @@ impl Control for Live {
             drive: self.facts.name.clone(),
             drive_id: self.facts.drive_id.clone(),
             mountpoint: self.facts.mountpoint.clone(),
+            mounted: !self.draining.load(Ordering::Acquire),
             pid: std::process::id(),
             server: self.facts.server.clone(),
             online: now.connection == Connection::Online,
@@ -166,6 +178,12 @@ impl Control for Live {
             Err(error @ SyncError::NoServer) => refuse(Exit::Unreachable, error.to_string(), ""),
         }
     }
+
+    fn leave(&self) -> bool {
+        let draining = self.draining.load(Ordering::Acquire);
+        self.leaving.fetch_or(draining, Ordering::AcqRel);
+        draining
+    }
 }
 
 fn backing_error(error: BlobError) -> BackingError {
@@ -236,9 +254,10 @@ impl Backing for Live {
         progress: &mut dyn FnMut(u64),
     ) -> Result<u64, BackingError> {
         let left = |status: &crate::engine::Status| status.pending_bytes + status.dirty_bytes;
+        self.draining.store(true, Ordering::Release);
         let sent = self.engine.sync_server(deadline, |status| {
             progress(left(status));
-            true
+            !self.leaving.load(Ordering::Acquire)
         });
         let pending = left(&self.engine.status());
         // Everything that can be sent is: the rest is made durable here and all threads end.

@@ -9,12 +9,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Parser;
+use rustix::fs::{FlockOperation, flock};
 use serde::Serialize;
+use tokio::signal::unix::{SignalKind, signal};
 
 use super::exit::{Exit, Failure};
 use super::{Session, passphrase};
 use crate::account::{Numbers, Opened};
-use crate::control;
+use crate::clock;
+use crate::control::{self, Answer, Request};
 use crate::engine::{Engine, EngineConfig};
 use crate::home::Home;
 use crate::keystore::DriveKeys;
@@ -28,6 +31,11 @@ const CHAIN_PATIENCE: Duration = Duration::from_secs(3);
 /// How long the drain after unmount may go on in the background. Without a server it ends at once when the machine
 /// goes down; what is left is safe and goes out at the next mount.
 const DRAIN_LIMIT: Duration = Duration::from_secs(24 * 3600);
+
+/// Longest wait for a process that was asked to stop sending and leave the drive to this one.
+const LEAVE_WAIT: Duration = Duration::from_secs(20);
+/// How often that is looked at.
+const LEAVE_LOOK: Duration = Duration::from_millis(50);
 
 const EXAMPLES: &str = "\
 Examples:
@@ -262,12 +270,13 @@ impl Plan {
         let name = drive.name.clone();
         // Keys that only opening takes are gone before the first request.
         drop(opened);
-        let live = Arc::new(Live::new(Engine::open(config)?, facts));
+        let live = Arc::new(Live::new(open_engine(config, &socket)?, facts));
         let served = control::serve(&socket, Arc::clone(&live) as Arc<dyn control::Control>)
             .map_err(|error| {
                 let what = format!("control socket {}: {error}", socket.display());
                 Failure::new(Exit::MountFailed, what, "is the drive mounted already?")
             })?;
+        end_drain_on_signal(&live);
         let spec = Spec {
             label: name,
             mountpoint,
@@ -329,6 +338,54 @@ impl Plan {
         config.cache_budget = self.cache.unwrap_or(config.cache_budget);
         config.outbox_budget = self.outbox.unwrap_or(config.outbox_budget);
         Ok(config)
+    }
+}
+
+/// Opens the engine. A process that was unmounted and only still sends is asked to leave: what it has not sent yet
+/// is in the local state that this one opens.
+fn open_engine(config: EngineConfig, socket: &Path) -> Result<Engine, Failure> {
+    let asked = control::ask(socket, &Request::Leave, &mut |_| ());
+    let handed_over = matches!(asked, Ok(Answer::Done(_)));
+    let deadline = clock::now() + LEAVE_WAIT;
+    // It answers before it is gone; the lock on the drive's directory says when.
+    while handed_over && is_locked(&config.dir) && clock::now() < deadline {
+        std::thread::sleep(LEAVE_LOOK);
+    }
+    Ok(Engine::open(config)?)
+}
+
+/// Whether another process has the drive's directory open (the engine's own lock).
+fn is_locked(dir: &Path) -> bool {
+    let Ok(file) = std::fs::File::open(dir.join("lock")) else {
+        return false;
+    };
+    flock(&file, FlockOperation::NonBlockingLockExclusive).is_err()
+}
+
+/// Signals unmount; one that comes when that is done already ends the sending, as the machine is going down.
+fn end_drain_on_signal(live: &Arc<Live>) {
+    let live = Arc::downgrade(live);
+    let waiting =
+        std::thread::Builder::new()
+            .name("signals".to_owned())
+            .spawn(move || {
+                let Ok(runtime) = super::runtime() else {
+                    return;
+                };
+                runtime.block_on(async {
+            let kinds = [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()];
+            let [Ok(mut a), Ok(mut b), Ok(mut c)] = kinds.map(signal) else { return };
+            loop {
+                tokio::select! { _ = a.recv() => {}, _ = b.recv() => {}, _ = c.recv() => {} }
+                match live.upgrade() {
+                    Some(live) => drop(control::Control::leave(live.as_ref())),
+                    None => return,
+                }
+            }
+        });
+            });
+    if let Err(error) = waiting {
+        tracing::warn!(%error, "a signal will not end the sending after the unmount");
     }
 }
 

@@ -57,7 +57,10 @@ pub(super) fn one(session: &Session, wanted: &Path) -> Result<(Mounted, Option<u
     let meta = std::fs::symlink_metadata(wanted)
         .map_err(|error| missing(format!("{}: {error}", wanted.display())))?;
     let at = drives.iter().position(|mounted| {
-        std::fs::metadata(&mounted.status.mountpoint).is_ok_and(|root| root.dev() == meta.dev())
+        // One that is only still sending covers nothing any more.
+        mounted.status.mounted
+            && std::fs::metadata(&mounted.status.mountpoint)
+                .is_ok_and(|root| root.dev() == meta.dev())
     });
     match at {
         Some(at) => Ok((drives.swap_remove(at), Some(meta.ino()))),

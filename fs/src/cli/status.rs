@@ -123,6 +123,9 @@ fn describe(status: &control::Status, now_ms: u64) -> String {
     };
     let state = match status.state.as_str() {
         "committed" => format!("everything is on the server ({commit})"),
+        _ if status.pending.pending_bytes == 0 => {
+            format!("the last changes are being committed ({commit})")
+        }
         _ => format!(
             "{} to go in {} objects ({commit})",
             size(status.pending.pending_bytes),

@@ -54,7 +54,9 @@ pub(super) fn wait(
     mounted: &select::Mounted,
     timeout: Option<Duration>,
 ) -> Result<(), Failure> {
-    select::flush_kernel(&mounted.status.mountpoint)?;
+    if mounted.status.mounted {
+        select::flush_kernel(&mounted.status.mountpoint)?;
+    }
     let timeout_ms = timeout.map(|t| u64::try_from(t.as_millis()).unwrap_or(u64::MAX));
     let mut meter = Meter::new(
         session.out.progress(),

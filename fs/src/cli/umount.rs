@@ -94,7 +94,7 @@ fn finish(session: &Session, request: &Request) -> Result<Exit, Failure> {
                 "{place} is unmounted, but {} are not on the server yet",
                 size(bytes)
             ),
-            "they are safe on this machine and go out at the next mount",
+            "they are safe on this machine; sending goes on in the background, or at the next mount",
         ));
     }
     if !request.quiet {

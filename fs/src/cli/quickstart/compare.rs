@@ -40,7 +40,11 @@ pub(super) fn compare(left: &Path, right: &Path) -> io::Result<Verdict> {
 impl Verdict {
     fn differs(&mut self, path: &Path, what: impl Into<String>) {
         if self.differences.len() < MAX_REPORTED {
-            self.differences.push(format!("{}: {}", path.display().to_string().escape_debug(), what.into()));
+            self.differences.push(format!(
+                "{}: {}",
+                path.display().to_string().escape_debug(),
+                what.into()
+            ));
         }
     }
 }
@@ -63,14 +67,19 @@ fn directory(verdict: &mut Verdict, left: &Path, right: &Path, path: &Path) -> i
 }
 
 fn names(dir: &Path) -> io::Result<BTreeMap<OsString, ()>> {
-    fs::read_dir(dir)?.map(|entry| Ok((entry?.file_name(), ()))).collect()
+    fs::read_dir(dir)?
+        .map(|entry| Ok((entry?.file_name(), ())))
+        .collect()
 }
 
 fn entry(verdict: &mut Verdict, left: &Path, right: &Path, path: &Path) -> io::Result<()> {
     let (a, b) = (left.join(path), right.join(path));
     let (ours, theirs) = (fs::symlink_metadata(&a)?, fs::symlink_metadata(&b)?);
     if ours.mode() != theirs.mode() {
-        verdict.differs(path, format!("mode {:o} became {:o}", ours.mode(), theirs.mode()));
+        verdict.differs(
+            path,
+            format!("mode {:o} became {:o}", ours.mode(), theirs.mode()),
+        );
         return Ok(());
     }
     for what in attributes(&ours, &theirs) {
@@ -95,7 +104,10 @@ fn entry(verdict: &mut Verdict, left: &Path, right: &Path, path: &Path) -> io::R
     if kind.is_file() && !kind.is_fifo() {
         verdict.bytes += ours.len();
         if let Some(at) = first_difference(&a, &b)? {
-            verdict.differs(path, format!("content differs within {BLOCK} bytes of offset {at}"));
+            verdict.differs(
+                path,
+                format!("content differs within {BLOCK} bytes of offset {at}"),
+            );
         }
     }
     Ok(())
@@ -114,7 +126,8 @@ fn attributes(ours: &Metadata, theirs: &Metadata) -> Vec<String> {
         same("link count", ours.nlink().into(), theirs.nlink().into());
         same("size", ours.len().into(), theirs.len().into());
     }
-    let time = |meta: &Metadata| i128::from(meta.mtime()) * 1_000_000_000 + i128::from(meta.mtime_nsec());
+    let time =
+        |meta: &Metadata| i128::from(meta.mtime()) * 1_000_000_000 + i128::from(meta.mtime_nsec());
     same("modification time", time(ours), time(theirs));
     found
 }
@@ -129,7 +142,10 @@ fn xattrs(path: &Path) -> io::Result<BTreeMap<Vec<u8>, Vec<u8>>> {
     let mut found = BTreeMap::new();
     let mut value = vec![0u8; MAX_XATTR];
     // Only what a copy can carry: `security.` and our own state attributes are made by the file systems themselves.
-    for name in list[..len].split(|&b| b == 0).filter(|name| name.starts_with(b"user.")) {
+    for name in list[..len]
+        .split(|&b| b == 0)
+        .filter(|name| name.starts_with(b"user."))
+    {
         if name.starts_with(b"user.sealdrive.") {
             continue;
         }
@@ -145,7 +161,9 @@ fn first_difference(a: &Path, b: &Path) -> io::Result<Option<u64>> {
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(None),
         other => other.map(Some),
     };
-    let (Some(mut ours), Some(mut theirs)) = (open(a)?, open(b)?) else { return Ok(None) };
+    let (Some(mut ours), Some(mut theirs)) = (open(a)?, open(b)?) else {
+        return Ok(None);
+    };
     let (mut one, mut two) = (vec![0; BLOCK], vec![0; BLOCK]);
     let mut at = 0;
     loop {
@@ -181,7 +199,12 @@ mod tests {
         let (a, b) = (dir.path().join("a"), dir.path().join("b"));
         fs::create_dir(&a).expect("makes a");
         made::make(&a).expect("makes the tree");
-        let copied = std::process::Command::new("cp").arg("-a").arg(&a).arg(&b).status().expect("runs cp");
+        let copied = std::process::Command::new("cp")
+            .arg("-a")
+            .arg(&a)
+            .arg(&b)
+            .status()
+            .expect("runs cp");
         assert!(copied.success());
         (dir, a, b)
     }
@@ -230,7 +253,10 @@ mod tests {
             change(&b).expect("changes the copy");
             let verdict = compare(&a, &b).expect("compares");
             assert!(
-                verdict.differences.iter().any(|line| line.contains(expected)),
+                verdict
+                    .differences
+                    .iter()
+                    .any(|line| line.contains(expected)),
                 "{expected}: {:?}",
                 verdict.differences
             );

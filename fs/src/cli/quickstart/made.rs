@@ -8,7 +8,9 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
 use std::path::Path;
 
-use rustix::fs::{CWD, FileType, Mode, Timespec, Timestamps, XattrFlags, mknodat, setxattr, utimensat};
+use rustix::fs::{
+    CWD, FileType, Mode, Timespec, Timestamps, XattrFlags, mknodat, setxattr, utimensat,
+};
 
 /// Bytes of the largest made file: several chunks.
 const BIG: usize = 6 << 20;
@@ -33,7 +35,10 @@ fn contents(dir: &Path) -> io::Result<()> {
     let many = dir.join("many");
     fs::create_dir(&many)?;
     for number in 0..300u32 {
-        fs::write(many.join(format!("file-{number:03}")), noise(number, 17 * number as usize))?;
+        fs::write(
+            many.join(format!("file-{number:03}")),
+            noise(number, 17 * number as usize),
+        )?;
     }
     // 64 MiB long, with data only in its middle and at its end.
     let sparse = File::create(dir.join("sparse"))?;
@@ -67,7 +72,13 @@ fn kinds(dir: &Path) -> io::Result<()> {
     symlink("no/such/place", dir.join("dangling"))?;
     symlink("empty", dir.join("link"))?;
     symlink("x".repeat(4000), dir.join("long-link"))?;
-    mknodat(CWD, dir.join("fifo"), FileType::Fifo, Mode::from_raw_mode(0o640), 0)?;
+    mknodat(
+        CWD,
+        dir.join("fifo"),
+        FileType::Fifo,
+        Mode::from_raw_mode(0o640),
+        0,
+    )?;
     fs::write(dir.join("hard-a"), b"one inode, three names")?;
     fs::hard_link(dir.join("hard-a"), dir.join("hard-b"))?;
     fs::hard_link(dir.join("hard-a"), dir.join("deep").join("hard-c"))?;
@@ -78,7 +89,11 @@ fn kinds(dir: &Path) -> io::Result<()> {
     fs::create_dir(dir.join("sticky"))?;
     fs::set_permissions(dir.join("sticky"), fs::Permissions::from_mode(0o1777))?;
     fs::write(dir.join("tagged"), b"has extended attributes")?;
-    for (name, value) in [("user.colour", &b"green"[..]), ("user.bytes", &[0, 255, 10]), ("user.none", b"")] {
+    for (name, value) in [
+        ("user.colour", &b"green"[..]),
+        ("user.bytes", &[0, 255, 10]),
+        ("user.none", b""),
+    ] {
         // A file system without user attributes (tmpfs of an older kernel) has none to lose.
         let _ = setxattr(dir.join("tagged"), name, value, XattrFlags::empty());
     }
@@ -87,9 +102,16 @@ fn kinds(dir: &Path) -> io::Result<()> {
 
 fn times(dir: &Path) -> io::Result<()> {
     let at = |tv_sec, tv_nsec| Timespec { tv_sec, tv_nsec };
-    let cases = [("page", at(1, 1)), ("one-byte", at(-5, 999_999_999)), ("zeros", at(4_102_444_800, 123_456_789))];
+    let cases = [
+        ("page", at(1, 1)),
+        ("one-byte", at(-5, 999_999_999)),
+        ("zeros", at(4_102_444_800, 123_456_789)),
+    ];
     for (name, time) in cases {
-        let times = Timestamps { last_access: time, last_modification: time };
+        let times = Timestamps {
+            last_access: time,
+            last_modification: time,
+        };
         utimensat(CWD, dir.join(name), &times, rustix::fs::AtFlags::empty())?;
     }
     Ok(())
@@ -98,6 +120,9 @@ fn times(dir: &Path) -> io::Result<()> {
 /// Bytes that do not compress, the same for the same seed.
 fn noise(seed: u32, len: usize) -> Vec<u8> {
     let mut bytes = vec![0; len];
-    blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof().fill(&mut bytes);
+    blake3::Hasher::new()
+        .update(&seed.to_le_bytes())
+        .finalize_xof()
+        .fill(&mut bytes);
     bytes
 }

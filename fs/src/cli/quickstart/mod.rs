@@ -60,13 +60,18 @@ pub(super) struct QuickstartServer {
 }
 
 fn wrong(what: impl std::fmt::Display) -> Failure {
-    Failure::new(Exit::Error, what.to_string(), "choose another directory, or empty this one")
+    Failure::new(
+        Exit::Error,
+        what.to_string(),
+        "choose another directory, or empty this one",
+    )
 }
 
 impl Quickstart {
     pub(super) fn run(self, session: &Session) -> Result<Exit, Failure> {
         let dir = std::path::absolute(&self.dir).map_err(wrong)?;
-        std::fs::create_dir_all(&dir).map_err(|error| wrong(format_args!("{}: {error}", dir.display())))?;
+        std::fs::create_dir_all(&dir)
+            .map_err(|error| wrong(format_args!("{}: {error}", dir.display())))?;
         if self.check {
             if std::fs::read_dir(&dir).map_err(wrong)?.next().is_some() {
                 return Err(wrong(format_args!("{} is not empty", dir.display())));
@@ -92,7 +97,11 @@ impl QuickstartServer {
 }
 
 fn start(dir: &Path, listen: Option<SocketAddr>) -> Result<Embedded, Failure> {
-    let any = || ANY_PORT.parse().expect("a constant that is a socket address");
+    let any = || {
+        ANY_PORT
+            .parse()
+            .expect("a constant that is a socket address")
+    };
     Embedded::start(dir, listen.unwrap_or_else(any)).map_err(|error| {
         let what = format!("the server in {} does not start: {error}", dir.display());
         Failure::new(Exit::Error, what, "is another quickstart running there?")
@@ -101,7 +110,9 @@ fn start(dir: &Path, listen: Option<SocketAddr>) -> Result<Embedded, Failure> {
 
 /// Server, account, mount, until unmounted.
 fn play(session: &Session, dir: &Path) -> Result<Exit, Failure> {
-    let known = std::fs::read_to_string(dir.join(ADDRESS)).ok().and_then(|text| text.trim().parse().ok());
+    let known = std::fs::read_to_string(dir.join(ADDRESS))
+        .ok()
+        .and_then(|text| text.trim().parse().ok());
     let server = start(&dir.join("server"), known)?;
     if known.is_none() {
         std::fs::write(dir.join(ADDRESS), server.connect().addr.as_bytes()).map_err(wrong)?;
@@ -113,10 +124,15 @@ fn play(session: &Session, dir: &Path) -> Result<Exit, Failure> {
         found(session, dir, &home, &server)?;
     }
     session.out.news(&next_steps(dir));
-    let mounted = Session { home, out: session.out };
+    let mounted = Session {
+        home,
+        out: session.out,
+    };
     let done = mount::here(&mounted, drive);
     if let Err(error) = server.stop() {
-        session.out.news(&format!("the server did not stop cleanly: {error}"));
+        session
+            .out
+            .news(&format!("the server did not stop cleanly: {error}"));
     }
     done
 }
@@ -128,16 +144,25 @@ fn found(session: &Session, dir: &Path, home: &Home, server: &Embedded) -> Resul
         let text = std::fs::read_to_string(&passphrase_file).map_err(wrong)?;
         Ok::<_, Failure>(Zeroizing::new(text.trim().to_owned()))
     };
-    if runtime.block_on(account::finish_init(home, &Where::Here, saved))?.is_some() {
+    if runtime
+        .block_on(account::finish_init(home, &Where::Here, saved))?
+        .is_some()
+    {
         return Ok(());
     }
     let kit = dir.join("kit.txt");
     if kit.exists() {
         // The home is gone and the kit is there: the machine was lost, which is what one wants to try.
-        let wanted =
-            Recovery { kit: &kit, server: Some(server.connect()), label: "again", ask_passphrase: false };
+        let wanted = Recovery {
+            kit: &kit,
+            server: Some(server.connect()),
+            label: "again",
+            ask_passphrase: false,
+        };
         runtime.block_on(account::recover(home, &wanted, &Where::Here, saved))?;
-        session.out.news("this machine knew nothing any more: recovered the account with kit and passphrase");
+        session.out.news(
+            "this machine knew nothing any more: recovered the account with kit and passphrase",
+        );
         return Ok(());
     }
     if !passphrase_file.exists() {
@@ -153,7 +178,9 @@ fn found(session: &Session, dir: &Path, home: &Home, server: &Embedded) -> Resul
         cost: Argon2Cost::DEFAULT,
     };
     runtime.block_on(account::init(home, &wanted))?;
-    session.out.news("made an account; its recovery kit and passphrase lie beside it, which only a trial may do");
+    session.out.news(
+        "made an account; its recovery kit and passphrase lie beside it, which only a trial may do",
+    );
     Ok(())
 }
 

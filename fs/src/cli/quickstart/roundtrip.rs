@@ -64,11 +64,18 @@ impl Drop for Covered {
 }
 
 fn is_mounted(path: &Path) -> bool {
-    table::at(path).ok().flatten().is_some_and(|row| row.fs_type == table::FS_TYPE)
+    table::at(path)
+        .ok()
+        .flatten()
+        .is_some_and(|row| row.fs_type == table::FS_TYPE)
 }
 
 fn broken(what: impl std::fmt::Display) -> Failure {
-    Failure::new(Exit::Error, format!("the round trip failed: {what}"), "the directory is left as it is")
+    Failure::new(
+        Exit::Error,
+        format!("the round trip failed: {what}"),
+        "the directory is left as it is",
+    )
 }
 
 impl<'a> RoundTrip<'a> {
@@ -78,20 +85,30 @@ impl<'a> RoundTrip<'a> {
         dir: PathBuf,
         passphrase: PathBuf,
     ) -> Self {
-        Self { session, program, dir, passphrase }
+        Self {
+            session,
+            program,
+            dir,
+            passphrase,
+        }
     }
 
     /// Goes all the way round; differences are a failure.
     pub(super) fn run(&self, tree: Option<&Path>) -> Result<Exit, Failure> {
         let began = clock::now();
-        let (source, drive, back) =
-            (self.dir.join("source"), self.dir.join("drive"), self.dir.join("back"));
+        let (source, drive, back) = (
+            self.dir.join("source"),
+            self.dir.join("drive"),
+            self.dir.join("back"),
+        );
         for dir in [&source, &drive] {
             std::fs::create_dir(dir).map_err(broken)?;
         }
         self.say("making a tree with holes, links, attributes and odd names");
         let made = source.join("made");
-        std::fs::create_dir(&made).and_then(|()| made::make(&made)).map_err(broken)?;
+        std::fs::create_dir(&made)
+            .and_then(|()| made::make(&made))
+            .map_err(broken)?;
         if let Some(tree) = tree {
             self.copy_tree(tree, &source.join("tree"))?;
         }
@@ -99,7 +116,11 @@ impl<'a> RoundTrip<'a> {
         let (server, connect) = self.server(None)?;
         let (kit, home) = (self.dir.join("kit.txt"), self.dir.join("home-1"));
         self.say("making an account");
-        self.sealdrive(&home, ["init", "--server", &connect, "--drive", "check", "--kit"], &[&kit])?;
+        self.sealdrive(
+            &home,
+            ["init", "--server", &connect, "--drive", "check", "--kit"],
+            &[&kit],
+        )?;
         let covered = Covered(drive.clone());
         let client = self.mount(&home, &drive)?;
         self.say("copying in");
@@ -113,7 +134,9 @@ impl<'a> RoundTrip<'a> {
         drop(covered);
         std::fs::remove_dir_all(&home).map_err(broken)?;
 
-        let listen = connect.split_once("://").and_then(|(_, rest)| rest.split_once("/#"));
+        let listen = connect
+            .split_once("://")
+            .and_then(|(_, rest)| rest.split_once("/#"));
         let (server, _) = self.server(listen.map(|(addr, _)| addr))?;
         self.say("a fresh machine: recovering with kit and passphrase");
         let home = self.dir.join("home-2");
@@ -156,9 +179,16 @@ impl<'a> RoundTrip<'a> {
 
     fn command(&self, home: &Path) -> Command {
         let mut command = Command::new(&self.program);
-        command.arg("--home").arg(home).env("SEALDRIVE_PASSWORD_FILE", &self.passphrase);
+        command
+            .arg("--home")
+            .arg(home)
+            .env("SEALDRIVE_PASSWORD_FILE", &self.passphrase);
         // Settings of the person who runs the check must not reach its own little world.
-        for name in ["SEALDRIVE_SERVER", "SEALDRIVE_CACHE_DIR", "SEALDRIVE_PASSWORD_FD"] {
+        for name in [
+            "SEALDRIVE_SERVER",
+            "SEALDRIVE_CACHE_DIR",
+            "SEALDRIVE_PASSWORD_FD",
+        ] {
             command.env_remove(name);
         }
         command
@@ -179,7 +209,11 @@ impl<'a> RoundTrip<'a> {
             .stdout(Stdio::null())
             .status()
             .map_err(broken)?;
-        if status.success() { Ok(()) } else { Err(broken(format_args!("sealdrive {}: {status}", words[0]))) }
+        if status.success() {
+            Ok(())
+        } else {
+            Err(broken(format_args!("sealdrive {}: {status}", words[0])))
+        }
     }
 
     /// Starts a server in a process of its own, and waits for its connect string.
@@ -187,10 +221,18 @@ impl<'a> RoundTrip<'a> {
         let mut command = self.command(&self.dir.join("no-home"));
         command.arg(SERVER_SUBCOMMAND).arg(self.dir.join("server"));
         command.args(listen);
-        let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().map_err(broken)?;
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .map_err(broken)?;
         let mut server = Running(child);
         let mut line = String::new();
-        let out = server.0.stdout.take().expect("stdout was asked for as a pipe");
+        let out = server
+            .0
+            .stdout
+            .take()
+            .expect("stdout was asked for as a pipe");
         BufReader::new(out).read_line(&mut line).map_err(broken)?;
         if line.starts_with("sealdrive://") {
             Ok((server, line.trim().to_owned()))
@@ -201,7 +243,10 @@ impl<'a> RoundTrip<'a> {
 
     fn mount(&self, home: &Path, drive: &Path) -> Result<Running, Failure> {
         let mut command = self.command(home);
-        command.arg("--quiet").args(["mount", "--foreground"]).arg(drive);
+        command
+            .arg("--quiet")
+            .args(["mount", "--foreground"])
+            .arg(drive);
         let mut client = Running(command.stdin(Stdio::null()).spawn().map_err(broken)?);
         let deadline = clock::now() + MOUNT_WAIT;
         while !is_mounted(drive) {
@@ -233,7 +278,15 @@ impl<'a> RoundTrip<'a> {
     }
 
     fn run_tool<const N: usize>(&self, tool: &str, args: [&OsStr; N]) -> Result<(), Failure> {
-        let status = Command::new(tool).args(args).stdin(Stdio::null()).status().map_err(broken)?;
-        if status.success() { Ok(()) } else { Err(broken(format_args!("{tool}: {status}"))) }
+        let status = Command::new(tool)
+            .args(args)
+            .stdin(Stdio::null())
+            .status()
+            .map_err(broken)?;
+        if status.success() {
+            Ok(())
+        } else {
+            Err(broken(format_args!("{tool}: {status}")))
+        }
     }
 }
