@@ -229,7 +229,7 @@ fn completions_manual_and_help_come_without_a_home() {
         &["completions", "bash"][..],
         &["man"],
         &["help"],
-        &["sync", "--help"],
+        &["mount", "--help"],
     ] {
         let ran = Command::new(env!("CARGO_BIN_EXE_sealdrive"))
             .args(words)

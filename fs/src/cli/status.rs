@@ -113,13 +113,10 @@ fn describe(status: &control::Status, now_ms: u64) -> String {
         "not reachable now; work goes on"
     };
     lines.push(format!("  server   {}, {reach}", status.server));
-    let commit = match status.commit_ms {
-        Some(at) => format!(
-            "restore point {} {} ago",
-            status.commit_seq,
-            age(now_ms.saturating_sub(at))
-        ),
-        None => "no restore point yet".to_owned(),
+    let commit = match (status.commit_seq, status.commit_ms) {
+        (0, _) => "no restore point yet".to_owned(),
+        (seq, Some(at)) => format!("restore point {seq} {} ago", age(now_ms.saturating_sub(at))),
+        (seq, None) => format!("restore point {seq} from an earlier mount"),
     };
     let state = match status.state.as_str() {
         "committed" => format!("everything is on the server ({commit})"),

@@ -88,12 +88,13 @@ fn finish(session: &Session, request: &Request) -> Result<Exit, Failure> {
         pending_bytes,
     };
     if let Outcome::Pending { bytes } = outcome {
+        let what = match bytes {
+            0 => "not everything is".to_owned(),
+            bytes => format!("{} are not", size(bytes)),
+        };
         return Err(Failure::new(
             Exit::Pending,
-            format!(
-                "{place} is unmounted, but {} are not on the server yet",
-                size(bytes)
-            ),
+            format!("{place} is unmounted, but {what} on the server yet"),
             "they are safe on this machine; sending goes on in the background, or at the next mount",
         ));
     }
