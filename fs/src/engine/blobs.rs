@@ -5,6 +5,7 @@
 //! workers, the checkpoint, the readers and the prefetch.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
@@ -63,6 +64,8 @@ pub(super) struct Blobs {
     fetcher: Option<Fetcher>,
     copies: SyncSender<(Sid, Bytes)>,
     events: Arc<Events>,
+    /// No more attempts to reach the server.
+    closing: AtomicBool,
     /// Content whose id is taken by something that does not open: sealed under the next variant from then on.
     variants: Mutex<HashMap<Cid, u8>>,
 }
@@ -87,6 +90,7 @@ impl Blobs {
             copies,
             events,
             local,
+            closing: AtomicBool::new(false),
             variants: Mutex::default(),
         }
     }
@@ -272,6 +276,11 @@ impl Blobs {
         Ok(())
     }
 
+    /// Readers that wait for the server give up at their next attempt.
+    pub(super) fn close(&self) {
+        self.closing.store(true, Ordering::Relaxed);
+    }
+
     /// The way to the server.
     pub(super) fn fetcher(&self) -> Option<&Fetcher> {
         self.fetcher.as_ref()
@@ -320,6 +329,9 @@ impl Blobs {
                     return Err(BlobError::Lost);
                 }
                 Err(e) => {
+                    if self.closing.load(Ordering::Relaxed) {
+                        return Err(BlobError::Unreachable("shutting down".into()));
+                    }
                     let pause = backoff.next();
                     if clock::now() + pause >= deadline {
                         return Err(BlobError::Unreachable(e.to_string()));

@@ -150,10 +150,10 @@ fn drain(shared: &Shared, workers: &Workers) {
             break;
         }
         match shared.with_nodes(|drive| drive.writeback_jobs(Settle::All, WRITEBACK_ROUND)) {
-            Ok(jobs) => workers.dispatch(jobs),
+            Ok(jobs) => workers.dispatch(jobs).wait(),
             Err(_) => return,
         }
-        workers.wait_idle();
+        shared.watch_space();
     }
 }
 
@@ -181,7 +181,7 @@ fn merge_frozen(
     let covered = shared.store.end();
     shared.crash.reached("frozen");
     let node_key = *shared.blobs.keys().node_key();
-    let edits = frozen.overlay.iter().map(|(key, value)| (key, value));
+    let edits = frozen.overlay.iter();
     let root = shared.blobs.with_sealer(|sealer| {
         let mut put = |node: &[u8]| -> Result<Reference, CheckpointError> {
             Ok(shared.blobs.put(sealer, Kind::Tree, node, Compress::Zstd)?)

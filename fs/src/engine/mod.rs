@@ -23,6 +23,7 @@ mod pace;
 mod prefetch;
 mod progress;
 mod shared;
+mod space;
 mod status;
 mod threads;
 mod upload;
@@ -128,8 +129,7 @@ impl Engine {
             if let Ok(jobs) =
                 shared.with_nodes(|drive| drive.writeback_jobs(Settle::Settled, u64::MAX))
             {
-                self.running.workers.dispatch(jobs);
-                self.running.workers.wait_idle();
+                self.running.workers.dispatch(jobs).wait();
             }
         }
         self.running.flusher.sync()

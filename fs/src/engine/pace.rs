@@ -11,9 +11,12 @@ use super::flush::Flusher;
 use super::shared::Shared;
 use super::writeback::Workers;
 use crate::clock;
-use crate::drive::Settle;
+use crate::drive::{Drive, Settle};
 use crate::journal::Twin;
-use crate::limits::{JOURNAL_CHECKPOINT, OVERLAY_CHECKPOINT, PACE_INTERVAL, WRITEBACK_ROUND};
+use crate::limits::{
+    CHECKPOINT_RETRY, JOURNAL_CHECKPOINT, OVERLAY_CHECKPOINT, PACE_INTERVAL, PACE_LEAST,
+    WRITEBACK_ROUND,
+};
 
 /// What the thread owns.
 pub(super) struct Pace {
@@ -27,12 +30,10 @@ pub(super) struct Pace {
     pub(super) record: Twin,
     /// Time between commits.
     pub(super) commit_interval: Duration,
-    /// Outbox bytes at which writes are refused.
-    pub(super) outbox_budget: u64,
     /// Whether there is a server to commit to.
     pub(super) has_remote: bool,
-    /// What the drive was told last.
-    pub(super) full: bool,
+    /// No checkpoint before this: the last attempt came to nothing.
+    pub(super) not_before: Instant,
 }
 
 impl Pace {
@@ -53,8 +54,13 @@ impl Pace {
             self.shared
                 .drive
                 .wait_for_dirty(WRITEBACK_ROUND / 2, PACE_INTERVAL);
-            self.watch_space();
-            self.write_back();
+            self.shared.watch_space();
+            if !self.write_back() {
+                // All that is dirty is with the workers, or cannot go yet: asking again at once would change nothing.
+                self.shared
+                    .progress
+                    .wait(clock::now() + PACE_LEAST, |m| m.closing);
+            }
             if self.is_due(last) {
                 last = clock::now();
                 self.checkpoint();
@@ -62,19 +68,28 @@ impl Pace {
         }
     }
 
-    fn write_back(&self) {
-        match self
-            .shared
-            .with_nodes(|drive| drive.writeback_jobs(Settle::Settled, WRITEBACK_ROUND))
-        {
-            Ok(jobs) => self.workers.dispatch(jobs),
-            Err(e) => tracing::debug!("no writeback now: {e}"),
+    /// Whether there was anything to hand out.
+    fn write_back(&self) -> bool {
+        let jobs = |drive: &Drive| drive.writeback_jobs(Settle::Settled, WRITEBACK_ROUND);
+        match self.shared.with_nodes(jobs) {
+            Ok(jobs) => {
+                let any = !jobs.is_empty();
+                self.workers.dispatch(jobs);
+                any
+            }
+            Err(e) => {
+                tracing::debug!("no writeback now: {e}");
+                false
+            }
         }
     }
 
     fn is_due(&self, last: Instant) -> bool {
         let now = self.shared.progress.now();
         let drive = &self.shared.drive;
+        if clock::now() < self.not_before {
+            return false;
+        }
         if now.wanted > now.checkpointed {
             return true;
         }
@@ -93,9 +108,12 @@ impl Pace {
     fn checkpoint(&mut self) {
         match checkpoint::make(&self.shared, &self.workers, &self.flusher, &mut self.record) {
             Ok(Some(candidate)) => self.offer(candidate),
-            Ok(None) => {}
+            Ok(None) => self.not_before = clock::now() + CHECKPOINT_RETRY,
             Err(e) if e.is_fatal() => self.shared.fail_local(&e.to_string()),
-            Err(e) => tracing::info!("no checkpoint: {e}"),
+            Err(e) => {
+                tracing::info!("no checkpoint: {e}");
+                self.not_before = clock::now() + CHECKPOINT_RETRY;
+            }
         }
     }
 
@@ -108,14 +126,6 @@ impl Pace {
     fn finish(&mut self) {
         if !self.shared.is_clean() {
             self.checkpoint();
-        }
-    }
-
-    fn watch_space(&mut self) {
-        let full = self.shared.store.outbox().bytes() > self.outbox_budget;
-        if full != self.full {
-            self.full = full;
-            self.shared.drive.set_full(full);
         }
     }
 }

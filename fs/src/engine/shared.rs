@@ -11,6 +11,7 @@ use super::blobs::Blobs;
 use super::crash::CrashPoints;
 use super::events::{EventKind, Events};
 use super::progress::Progress;
+use super::space::Space;
 use super::upload::Uploading;
 use crate::clock;
 use crate::drive::{Answer, Drive, DriveError};
@@ -28,6 +29,8 @@ pub(super) struct Shared {
     pub(super) blobs: Arc<Blobs>,
     /// The upload's bell and counters.
     pub(super) uploading: Uploading,
+    /// When writes are refused.
+    pub(super) space: Space,
     /// Milestones.
     pub(super) progress: Progress,
     /// What went wrong.
@@ -55,10 +58,15 @@ impl Shared {
         }
     }
 
+    /// Refuses or allows writes by what waits for the server and by what the disk has left.
+    pub(super) fn watch_space(&self) {
+        self.space.watch(&self.store, &self.drive);
+    }
+
     /// Whether everything done is in the last checkpoint.
     pub(super) fn is_clean(&self) -> bool {
         self.drive.overlay_bytes() == 0
-            && self.drive.dirty_bytes() == 0
+            && self.drive.unplaced_bytes() == 0
             && !self.drive.has_unlogged()
     }
 

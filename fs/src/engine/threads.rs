@@ -31,6 +31,7 @@ use super::pace::Pace;
 use super::prefetch::Prefetch;
 use super::progress::Progress;
 use super::shared::Shared;
+use super::space::Space;
 use super::status::{Connection, Status};
 use super::upload::{self, Uploading};
 use super::warm;
@@ -53,6 +54,8 @@ pub(super) struct Running {
     tasks: Mutex<Vec<tokio::task::JoinHandle<()>>>,
     /// In the order in which they are to be joined.
     threads: Mutex<Vec<JoinHandle<()>>>,
+    /// Those that may be waiting for the network: joined when it is gone.
+    readers: Mutex<Vec<JoinHandle<()>>>,
     remote: Option<Arc<dyn Remote>>,
     runtime: Mutex<Option<Runtime>>,
     _lock: File,
@@ -167,6 +170,7 @@ impl Running {
             store,
             blobs,
             uploading: Uploading::default(),
+            space: Space::new(&config.dir, config.outbox_budget),
             progress: Progress::default(),
             events,
             crash: config.crash.clone(),
@@ -175,7 +179,7 @@ impl Running {
         greet(&shared, &start, &config)?;
         let (workers, mut threads) =
             Workers::start(&shared, worker_count(&config)).map_err(io("starting a thread"))?;
-        let (prefetch, ahead) = Prefetch::start(&shared).map_err(io("starting a thread"))?;
+        let (prefetch, mut readers) = Prefetch::start(&shared).map_err(io("starting a thread"))?;
         let (flusher, flushing) = Flusher::pair();
         let (stop, stopped) = watch::channel(false);
         let (lease_state, lease) = watch::channel(Lease::Unknown);
@@ -186,11 +190,9 @@ impl Running {
             flusher: flusher.clone(),
             record: records.checkpoint,
             commit_interval: config.commit_interval,
-            outbox_budget: config.outbox_budget,
             has_remote: remote.is_some(),
-            full: false,
+            not_before: clock::now(),
         };
-        threads.splice(0..0, ahead);
         threads.insert(0, spawn("pace", move || pace.run())?);
         let mut tasks = Vec::new();
         if let (Some(remote), Some(chain)) = (&remote, chain) {
@@ -209,7 +211,7 @@ impl Running {
             threads.insert(1, spawn("commit", move || committer.run())?);
             if let Some(root) = start.checkpoint.root {
                 let shared = Arc::clone(&shared);
-                threads.push(spawn("warm", move || warm::run(&shared, root))?);
+                readers.push(spawn("warm", move || warm::run(&shared, root))?);
             }
             let (shared, events) = (Arc::clone(&shared), Arc::clone(&shared.events));
             let uploading = upload::run(shared, Arc::clone(remote), lease.clone(), stopped.clone());
@@ -239,6 +241,7 @@ impl Running {
             stop,
             tasks: Mutex::new(tasks),
             threads: Mutex::new(threads),
+            readers: Mutex::new(readers),
             remote,
             runtime: Mutex::new(Some(runtime)),
             _lock: lock,
@@ -270,6 +273,7 @@ impl Running {
         });
         let _ = pace.join();
         self.shared.progress.update(|m| m.quit = true);
+        self.shared.blobs.close();
         self.prefetch.stop();
         self.workers.stop();
         self.flusher.stop();
@@ -290,6 +294,11 @@ impl Running {
                 }
             });
             runtime.shutdown_timeout(Duration::from_secs(1));
+        }
+        let readers =
+            std::mem::take(&mut *self.readers.lock().unwrap_or_else(PoisonError::into_inner));
+        for reader in readers {
+            let _ = reader.join();
         }
     }
 

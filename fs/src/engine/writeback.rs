@@ -35,6 +35,8 @@ struct Flying {
     borders: Vec<usize>,
     references: Mutex<Vec<Option<Reference>>>,
     left: AtomicUsize,
+    /// Whom its end is told, besides the workers' own count.
+    batch: Arc<Outstanding>,
     digests: Vec<(Ino, u64, Digest)>,
 }
 
@@ -42,6 +44,16 @@ struct Flying {
 struct Outstanding {
     jobs: Mutex<usize>,
     idle: Condvar,
+}
+
+/// Jobs handed out together.
+pub(super) struct Batch(Arc<Outstanding>);
+
+impl Batch {
+    /// Waits until each is installed or has failed.
+    pub(super) fn wait(self) {
+        self.0.wait();
+    }
 }
 
 /// The way to the workers. Cheap to clone.
@@ -86,20 +98,23 @@ impl Workers {
     }
 
     /// Cuts the jobs and hands their chunks to the workers; waits only while the workers are behind.
-    pub(super) fn dispatch(&self, jobs: Vec<Job>) {
+    pub(super) fn dispatch(&self, jobs: Vec<Job>) -> Batch {
+        let batch = Arc::<Outstanding>::default();
         for job in jobs {
             *self.outstanding.lock() += 1;
-            self.cut(job);
+            *batch.lock() += 1;
+            self.cut(job, &batch);
         }
+        Batch(batch)
     }
 
-    /// Waits until every job handed out so far is installed or has failed.
+    /// Waits until every job handed out so far, by anyone, is installed or has failed. Under constant writing only for
+    /// one who has stopped the writers.
     pub(super) fn wait_idle(&self) {
-        let jobs = self.outstanding.lock();
-        drop(self.outstanding.idle.wait_while(jobs, |jobs| *jobs > 0));
+        self.outstanding.wait();
     }
 
-    fn cut(&self, mut job: Job) {
+    fn cut(&self, mut job: Job, batch: &Arc<Outstanding>) {
         let digests = self.share(&mut job);
         let mut stream = CutStream::new(self.shared.blobs.keys().cutter());
         let mut borders = vec![0];
@@ -115,12 +130,14 @@ impl Workers {
             references: Mutex::new(vec![None; chunks]),
             left: AtomicUsize::new(chunks),
             borders,
+            batch: Arc::clone(batch),
             digests,
         });
         if chunks == 0 {
             // Nothing long enough to cut: the bytes stay dirty and come again with what follows them.
             flying.install(&self.shared);
             self.outstanding.done();
+            batch.done();
             return;
         }
         for index in 0..chunks {
@@ -137,6 +154,7 @@ impl Workers {
                 .clone();
             if tasks.is_none_or(|tasks| tasks.send(task).is_err()) {
                 self.outstanding.done();
+                batch.done();
                 return;
             }
         }
@@ -178,6 +196,10 @@ impl Outstanding {
     fn done(&self) {
         *self.lock() -= 1;
         self.idle.notify_all();
+    }
+
+    fn wait(&self) {
+        drop(self.idle.wait_while(self.lock(), |jobs| *jobs > 0));
     }
 }
 
@@ -221,7 +243,7 @@ impl Drop for Turn<'_> {
             self.shared.fail_local("a sealing thread broke off");
         }
         if self.job.left.fetch_sub(1, Ordering::AcqRel) == 1 {
-            let _ended = Ended(self.outstanding);
+            let _ended = (Ended(self.outstanding), Ended(&self.job.batch));
             if !std::thread::panicking() {
                 self.job.install(self.shared);
             }
