@@ -27,7 +27,8 @@ impl Drive {
     /// with [`super::Settle::All`] first) or the last checkpoint has not been thawed. Call it under [`Drive::stall`].
     pub fn freeze(&self) -> Answer<Option<Frozen>> {
         let s = &mut *self.lock()?;
-        s.settle_inline(true);
+        s.settle_inline(true)?;
+        s.forget_the_dead()?;
         if s.map.frozen.is_some() || s.unplaced() > 0 {
             return Ok(None);
         }

@@ -28,7 +28,7 @@ impl Drive {
     /// Everything the journal was not given yet, ending with a barrier; empty if there is nothing.
     pub fn take_log(&self, data: LogData) -> Answer<Vec<Entry>> {
         let s = &mut *self.lock()?;
-        s.settle_inline(false);
+        s.settle_inline(false)?;
         s.flush();
         Ok(s.take_log(data))
     }

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use bytes::Bytes;
 use sealdrive_core::extent;
-use sealdrive_core::record::{Extent, FileKind, Ino};
+use sealdrive_core::record::{Extent, Ino};
 use sealdrive_proto::limits::{MAX_CHUNK, MIN_CHUNK};
 
 use super::Drive;
@@ -121,7 +121,7 @@ impl Drive {
         let mut guard = self.lock()?;
         let s = &mut *guard;
         s.counters()?;
-        s.settle_inline(which == Settle::All);
+        s.settle_inline(which == Settle::All)?;
         let in_flight = s.in_flight();
         let pressed = s.dirty_bytes - in_flight.min(s.dirty_bytes) > DIRTY_BUDGET / 2;
         let mut drafts = s.draft(which, pressed, max_bytes)?;
@@ -206,15 +206,9 @@ impl State {
             if orphan && !pressed {
                 continue;
             }
-            let (kind, uid) = match self.load(ino) {
-                Ok(slot) => (slot.inode.kind, slot.inode.uid),
-                Err(DriveError::Errno(Errno::ENOENT)) => {
-                    self.drop_dirty(ino, 0, u64::MAX);
-                    continue;
-                }
-                Err(error) => return Err(error),
+            let Some(uid) = self.owner_of_dirty(ino)? else {
+                continue;
             };
-            debug_assert_eq!(kind, FileKind::Regular);
             let open = self.inodes.holders(ino).writers > 0;
             let held_back = open && which == Settle::Settled;
             let parent = if orphan { 0 } else { self.parent_of(ino)? };
@@ -238,6 +232,26 @@ impl State {
             pack(runs, which, &mut drafts, &mut chosen, max_bytes);
         }
         Ok(drafts)
+    }
+
+    /// The owner of a file with dirty bytes; forgets the bytes if the inode is gone (they came from the journal).
+    fn owner_of_dirty(&mut self, ino: Ino) -> Answer<Option<u32>> {
+        match self.load(ino) {
+            Ok(slot) => Ok(Some(slot.inode.uid)),
+            Err(DriveError::Errno(Errno::ENOENT)) => {
+                self.drop_dirty(ino, 0, u64::MAX);
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Forgets recovered bytes of inodes that are gone.
+    pub(super) fn forget_the_dead(&mut self) -> Answer<()> {
+        let files: Vec<Ino> = self.dirty.keys().copied().collect();
+        files
+            .into_iter()
+            .try_for_each(|ino| self.owner_of_dirty(ino).map(drop))
     }
 
     /// Runs that no job has. One that goes on where a job's range ends waits for it: the job may leave its tail.
@@ -341,8 +355,8 @@ impl State {
         Ok(())
     }
 
-    /// Files of at most [`INLINE_FILE`] bytes go straight into the tree. What cannot be decided in memory waits.
-    pub(super) fn settle_inline(&mut self, open_too: bool) {
+    /// Files of at most [`INLINE_FILE`] bytes go straight into the tree; with `open_too` all of them, or an error.
+    pub(super) fn settle_inline(&mut self, open_too: bool) -> Answer<()> {
         let small: Vec<Ino> = self
             .dirty
             .iter()
@@ -355,8 +369,13 @@ impl State {
             .map(|(ino, _)| *ino)
             .collect();
         for ino in small {
-            let _ = self.make_inline(ino); // Missing or gone: writeback takes it the long way
+            match self.make_inline(ino) {
+                Err(DriveError::Errno(Errno::ENOENT)) => self.drop_dirty(ino, 0, u64::MAX),
+                Err(error) if open_too => return Err(error),
+                Err(_) | Ok(()) => {} // what misses a node is written back the long way
+            }
         }
+        Ok(())
     }
 
     fn make_inline(&mut self, ino: Ino) -> Answer<()> {

@@ -7,7 +7,7 @@ mod model;
 mod steps;
 mod world;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
 use sealdrive::drive::{Errno, Seek, Settle};
 use sealdrive_core::record::{FileKind, Ino, KeyRef};
@@ -23,7 +23,7 @@ struct Run {
     now: i64,
     /// Open handles: inode, handle.
     open: Vec<(Ino, u64)>,
-    lookups: HashMap<Ino, u64>,
+    lookups: BTreeMap<Ino, u64>,
 }
 
 impl Run {
@@ -34,7 +34,7 @@ impl Run {
             dice: Dice(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1),
             now: 1,
             open: Vec::new(),
-            lookups: HashMap::new(),
+            lookups: BTreeMap::new(),
         }
     }
 

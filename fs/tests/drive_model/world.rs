@@ -216,7 +216,9 @@ impl World {
             self.take_jobs(Settle::All, u64::MAX);
             assert!(
                 !self.jobs.is_empty(),
-                "not ready to freeze, and nothing to write back"
+                "not ready to freeze, and nothing to write back: {} bytes, {} out",
+                self.drive.unplaced_bytes(),
+                self.drive.jobs_out()
             );
         };
         assert_eq!(self.drive.unplaced_bytes(), 0);
