@@ -4,11 +4,11 @@
 
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use sealdrive_pack::RecordKind as PackKind;
 use sealdrive_proto::id::{AccountId, DriveId};
-use tokio::sync::{MutexGuard, watch};
+use tokio::sync::{OwnedMutexGuard, watch};
 
 use crate::book::{Book, BookError, Record, RecordKind};
 use crate::identity::Identity;
@@ -51,32 +51,56 @@ pub struct Core {
     pub identity: Identity,
     /// Data directory, for invitations.
     pub data: PathBuf,
-    locks: [tokio::sync::Mutex<()>; LOCKS],
+    /// Bytes an account may store; `None`: no bound.
+    pub quota: Option<u64>,
+    locks: [Arc<tokio::sync::Mutex<()>>; LOCKS],
     heads: Mutex<HashMap<DriveId, watch::Sender<u64>>>,
+    stop: watch::Sender<bool>,
 }
 
 impl Core {
     /// Around a store whose control records were applied to `book`.
-    pub fn new(book: Book, store: Store, identity: Identity, data: PathBuf) -> Self {
+    pub fn new(
+        book: Book,
+        store: Store,
+        identity: Identity,
+        data: PathBuf,
+        quota: Option<u64>,
+    ) -> Self {
         Self {
             book,
             store,
             sessions: Sessions::default(),
             identity,
             data,
-            locks: std::array::from_fn(|_| tokio::sync::Mutex::new(())),
+            quota,
+            locks: std::array::from_fn(|_| Arc::default()),
             heads: Mutex::default(),
+            stop: watch::Sender::new(false),
         }
     }
 
     /// Held from proposing to applying a change of this account.
-    pub async fn lock(&self, account: &AccountId) -> MutexGuard<'_, ()> {
-        self.locks[usize::from(account.0[0]) % LOCKS].lock().await
+    pub async fn lock(&self, account: &AccountId) -> OwnedMutexGuard<()> {
+        let lock = &self.locks[usize::from(account.0[0]) % LOCKS];
+        Arc::clone(lock).lock_owned().await
     }
 
-    /// Makes records durable, then true.
+    /// Asks everything that serves to come to an end.
+    pub fn stop(&self) {
+        self.stop.send_replace(true);
+    }
+
+    /// Resolves when `stop` was called.
+    pub async fn stopping(&self) {
+        // The sender lives as long as this does, so waiting cannot fail.
+        let _ = self.stop.subscribe().wait_for(|stop| *stop).await;
+    }
+
+    /// Makes records durable, then true. Written last to first and applied first to last: what a record needs stands
+    /// before it in the pack, so that a torn tail cannot leave an account without its slot. Not to be dropped half-way.
     pub async fn change(&self, records: &[Record]) -> Result<(), ChangeError> {
-        let packed = records.iter().map(|record| {
+        let packed = records.iter().rev().map(|record| {
             let kind = pack_kind(record.kind);
             sealdrive_pack::Record::new(kind, record.owner, record.id, record.payload.clone())
         });

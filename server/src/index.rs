@@ -5,11 +5,13 @@
 //! is wrong. Any failed commit is final. Called by the store (applies, looks up) and at start (replays, lists).
 
 use std::path::Path;
+use std::sync::{PoisonError, RwLock};
 
 use redb::{
     Database, Durability, ReadableDatabase as _, ReadableTable as _, ReadableTableMetadata as _,
 };
-use redb::{TableDefinition, WriteTransaction};
+use redb::{ReadOnlyTable, TableDefinition, WriteTransaction};
+
 use sealdrive_pack::{Entry, Location, RecordKind};
 use sealdrive_proto::fields::{Fields, Misshapen};
 
@@ -34,6 +36,9 @@ pub enum IndexError {
     /// The file is no index of this format: `rebuild-index` makes a new one from the packs.
     #[error("index is damaged or of another format; run rebuild-index")]
     Format,
+    /// It was closed: the store is stopping.
+    #[error("index is closed")]
+    Closed,
 }
 
 impl<E: Into<redb::Error>> From<E> for IndexError {
@@ -154,10 +159,8 @@ impl Row {
     }
 }
 
-/// The open index.
-pub struct Index {
-    db: Database,
-}
+/// The open index. It can be closed while others still hold it: they then get `Closed`.
+pub struct Index(RwLock<Option<Database>>);
 
 impl Index {
     /// Opens the index, making an empty one if there is none.
@@ -165,8 +168,7 @@ impl Index {
         let db = Database::builder()
             .set_cache_size(CACHE_BYTES)
             .create(path)?;
-        let index = Self { db };
-        let txn = index.begin()?;
+        let txn = begin(&db)?;
         txn.open_table(ROWS)?;
         txn.open_table(USAGE)?;
         let fresh = txn.open_table(META)?.get(0)?.is_none();
@@ -174,21 +176,28 @@ impl Index {
             set_checkpoint(&txn, &Checkpoint::default())?;
         }
         txn.commit()?;
+        let index = Self(RwLock::new(Some(db)));
         index.checkpoint()?;
         Ok(index)
     }
 
-    /// Every commit can be recovered without walking the file.
-    fn begin(&self) -> Result<WriteTransaction, IndexError> {
-        let mut txn = self.db.begin_write()?;
-        txn.set_durability(Durability::Immediate)?;
-        txn.set_quick_repair(true);
-        Ok(txn)
+    fn with<T>(
+        &self,
+        work: impl FnOnce(&Database) -> Result<T, IndexError>,
+    ) -> Result<T, IndexError> {
+        let db = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        work(db.as_ref().ok_or(IndexError::Closed)?)
+    }
+
+    fn rows(
+        &self,
+    ) -> Result<ReadOnlyTable<&'static [u8; KEY_LEN], &'static [u8; ROW_LEN]>, IndexError> {
+        self.with(|db| Ok(db.begin_read()?.open_table(ROWS)?))
     }
 
     /// How far the fold has come.
     pub fn checkpoint(&self) -> Result<Checkpoint, IndexError> {
-        let table = self.db.begin_read()?.open_table(META)?;
+        let table = self.with(|db| Ok(db.begin_read()?.open_table(META)?))?;
         let value = table.get(0)?.ok_or(IndexError::Format)?;
         let read = || -> Result<(u32, Checkpoint), Misshapen> {
             let mut fields = Fields::new(value.value());
@@ -215,7 +224,7 @@ impl Index {
         records: &[(u64, Entry)],
         checkpoint: &Checkpoint,
     ) -> Result<(), IndexError> {
-        let txn = self.begin()?;
+        let txn = self.with(begin)?;
         {
             let mut rows = txn.open_table(ROWS)?;
             let mut usage = txn.open_table(USAGE)?;
@@ -229,7 +238,7 @@ impl Index {
 
     /// The rows of many records, in one snapshot, in the order asked.
     pub fn get_many(&self, keys: &[RowKey]) -> Result<Vec<Option<Row>>, IndexError> {
-        let table = self.db.begin_read()?.open_table(ROWS)?;
+        let table = self.rows()?;
         let mut out = Vec::with_capacity(keys.len());
         for key in keys {
             out.push(match table.get(&key.encode())? {
@@ -242,7 +251,7 @@ impl Index {
 
     /// All rows of a kind, in the order of their keys.
     pub fn list(&self, kind: RecordKind) -> Result<Vec<(RowKey, Row)>, IndexError> {
-        let table = self.db.begin_read()?.open_table(ROWS)?;
+        let table = self.rows()?;
         let first = RowKey {
             kind,
             owner: [0; 32],
@@ -268,13 +277,13 @@ impl Index {
 
     /// Stored bytes of a domain's objects.
     pub fn usage(&self, domain: &[u8; 32]) -> Result<u64, IndexError> {
-        let table = self.db.begin_read()?.open_table(USAGE)?;
+        let table = self.with(|db| Ok(db.begin_read()?.open_table(USAGE)?))?;
         Ok(table.get(domain)?.map_or(0, |value| value.value()))
     }
 
     /// Rows in all, and stored bytes of all domains.
     pub fn totals(&self) -> Result<(u64, u64), IndexError> {
-        let txn = self.db.begin_read()?;
+        let txn = self.with(|db| Ok(db.begin_read()?))?;
         let rows = txn.open_table(ROWS)?.len()?;
         let mut bytes = 0u64;
         for item in txn.open_table(USAGE)?.iter()? {
@@ -283,10 +292,26 @@ impl Index {
         Ok((rows, bytes))
     }
 
-    /// Closes, telling what a drop would hide.
-    pub fn close(self) -> Result<(), IndexError> {
-        Ok(self.db.close()?)
+    /// Closes, telling what a drop would hide. Closing twice is closing once.
+    pub fn close(&self) -> Result<(), IndexError> {
+        match self
+            .0
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take()
+        {
+            Some(db) => Ok(db.close()?),
+            None => Ok(()),
+        }
     }
+}
+
+/// Every commit is durable and can be recovered without walking the file.
+fn begin(db: &Database) -> Result<WriteTransaction, IndexError> {
+    let mut txn = db.begin_write()?;
+    txn.set_durability(Durability::Immediate)?;
+    txn.set_quick_repair(true);
+    Ok(txn)
 }
 
 fn set_checkpoint(txn: &WriteTransaction, checkpoint: &Checkpoint) -> Result<(), IndexError> {

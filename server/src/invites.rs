@@ -1,10 +1,14 @@
 //! Invitations: one file each, so that the operator's command and the running server need no channel of their own.
 //!
-//! Invariant: an invitation is good once. The file's name is the hash of the code, so the directory gives no code away.
-//! Called by `invite` (makes) and by registration (takes).
+//! Invariant: an invitation is good for one account. The file's name is the hash of the code, so the directory gives no
+//! code away. Taking it renames the file to the account's name, so that a registration that a crash cut short can be
+//! repeated by that account and by no other. Called by `invite` (makes) and by registration (takes, then spends).
 
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
+
+use sealdrive_proto::id::AccountId;
 
 use crate::private_file;
 
@@ -18,6 +22,10 @@ fn path(data: &Path, code: &[u8; 16]) -> PathBuf {
     data.join(DIR).join(hasher.finalize().to_hex().as_str())
 }
 
+fn taken(data: &Path, code: &[u8; 16], by: &AccountId) -> PathBuf {
+    path(data, code).with_extension(by.to_hex())
+}
+
 /// Opens an invitation with a fresh random code.
 pub fn open(data: &Path, code: &[u8; 16]) -> io::Result<()> {
     std::fs::create_dir_all(data.join(DIR))?;
@@ -29,21 +37,24 @@ pub fn open(data: &Path, code: &[u8; 16]) -> io::Result<()> {
     private_file::write(&path(data, code), b"")
 }
 
-/// Whether the invitation is open; does not use it up.
-pub fn is_open(data: &Path, code: &[u8; 16]) -> io::Result<bool> {
-    path(data, code).try_exists()
-}
-
-/// Uses the invitation up. False if it was not open: of two takers one gets it.
-pub fn take(data: &Path, code: &[u8; 16]) -> io::Result<bool> {
-    match std::fs::remove_file(path(data, code)) {
+/// Takes the invitation for an account. False if it is not open and that account has not taken it before: of two takers
+/// one gets it.
+pub fn take(data: &Path, code: &[u8; 16], account: &AccountId) -> io::Result<bool> {
+    let taken = taken(data, code, account);
+    match std::fs::rename(path(data, code), &taken) {
         Ok(()) => {
-            std::fs::File::open(data.join(DIR))?.sync_all()?;
+            File::open(data.join(DIR))?.sync_all()?;
             Ok(true)
         }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => taken.try_exists(),
         Err(error) => Err(error),
     }
+}
+
+/// Forgets an invitation whose account is durable.
+pub fn spend(data: &Path, code: &[u8; 16], account: &AccountId) -> io::Result<()> {
+    std::fs::remove_file(taken(data, code, account))?;
+    File::open(data.join(DIR))?.sync_all()
 }
 
 #[cfg(test)]
@@ -51,13 +62,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn good_once() {
+    fn good_for_one_account() {
         let dir = tempfile::tempdir().unwrap();
-        assert!(!take(dir.path(), &[1; 16]).unwrap());
+        let (first, second) = (AccountId([1; 32]), AccountId([2; 32]));
+        assert!(!take(dir.path(), &[1; 16], &first).unwrap());
         open(dir.path(), &[1; 16]).unwrap();
-        assert!(is_open(dir.path(), &[1; 16]).unwrap());
-        assert!(!take(dir.path(), &[2; 16]).unwrap());
-        assert!(take(dir.path(), &[1; 16]).unwrap());
-        assert!(!take(dir.path(), &[1; 16]).unwrap(), "good twice");
+        assert!(!take(dir.path(), &[2; 16], &first).unwrap(), "another code");
+        assert!(take(dir.path(), &[1; 16], &first).unwrap());
+        assert!(!take(dir.path(), &[1; 16], &second).unwrap(), "good twice");
+        assert!(
+            take(dir.path(), &[1; 16], &first).unwrap(),
+            "a repetition after a crash"
+        );
+        spend(dir.path(), &[1; 16], &first).unwrap();
+        assert!(!take(dir.path(), &[1; 16], &first).unwrap(), "spent");
     }
 }

@@ -10,7 +10,6 @@ pub mod identity;
 pub mod index;
 pub mod invites;
 pub mod limits;
-pub mod listen;
 mod private_file;
 mod running;
 pub mod service;
@@ -18,4 +17,8 @@ pub mod sessions;
 pub mod store;
 pub mod tls;
 
-pub use running::{Config, Counts, Running, Server, StartError, invite, rebuild_index, status};
+pub use service::listen;
+
+pub use running::{
+    Config, Counts, Options, Running, Server, StartError, invite, rebuild_index, status,
+};

@@ -22,8 +22,8 @@ pub const RESERVE_BYTES: u64 = 64 << 20;
 pub const OPEN_PACKS: usize = 256;
 /// Objects read from disk before they are handed to the connection, bytes.
 pub const FETCH_AHEAD: usize = 2 << 20;
-/// Messages of one upload between stream and acknowledgement.
-pub const UPLOAD_MESSAGES: usize = 64;
+/// Messages of one upload stream between stream and acknowledgement; each holds at most 4 MiB.
+pub const UPLOAD_MESSAGES: usize = 8;
 /// Longest message to the account and drive services, bytes: a commit with its body.
 pub const CONTROL_MESSAGE: usize = 2 << 20;
 /// Largest request header list, bytes.
@@ -42,7 +42,3 @@ pub const KEEPALIVE_PATIENCE: Duration = Duration::from_secs(20);
 pub const CALL: Duration = Duration::from_secs(60);
 /// Shutdown waits this long for calls under way.
 pub const SHUTDOWN: Duration = Duration::from_secs(10);
-/// Login challenges that may wait for an answer, over all connections.
-pub const CHALLENGES: usize = 65_536;
-/// Sessions at once.
-pub const SESSIONS: usize = 65_536;

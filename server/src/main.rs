@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use anyhow::{Context as _, bail};
 use clap::{Parser, Subcommand};
 use sealdrive_proto::connect::is_loopback;
-use sealdrive_server::{Config, Server};
+use sealdrive_server::{Config, Options, Server};
 
 /// Keeps sealed objects for sealdrive clients. It holds no key and can read none of them.
 #[derive(Parser)]
@@ -40,6 +40,9 @@ enum Command {
         /// No TLS. Refused unless the address is loopback; for tests and for a TLS tunnel on the same machine.
         #[arg(long)]
         plaintext_loopback: bool,
+        /// Most bytes of objects an account may store; without it, as much as the disk holds.
+        #[arg(long, value_name = "BYTES")]
+        account_quota: Option<u64>,
     },
     /// Print a one-time connect string for a new account. The server may be running.
     Invite {
@@ -90,11 +93,21 @@ fn main() -> anyhow::Result<()> {
             data,
             listen,
             plaintext_loopback,
-        } => serve(Config {
-            data,
-            listen,
-            plaintext_loopback,
-        }),
+            account_quota,
+        } => {
+            let config = Config {
+                data,
+                listen,
+                plaintext_loopback,
+            };
+            serve(
+                config,
+                Options {
+                    quota: account_quota,
+                    ..Options::default()
+                },
+            )
+        }
         Command::Invite {
             data,
             address,
@@ -126,10 +139,10 @@ fn main() -> anyhow::Result<()> {
     }
 }
 
-fn serve(config: Config) -> anyhow::Result<()> {
+fn serve(config: Config, options: Options) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Runtime::new().context("no runtime")?;
     runtime.block_on(async {
-        let running = Server::start(config).await?;
+        let running = Server::start_with(config, options).await?;
         print_line(&format!("listening on {}", running.address()));
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
         use tokio::signal::unix::{SignalKind, signal};

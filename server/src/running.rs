@@ -8,24 +8,18 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use sealdrive_proto::connect::ConnectString;
-use sealdrive_proto::v1;
 use tokio::net::TcpListener;
-use tokio::sync::oneshot;
-use tokio_stream::wrappers::ReceiverStream;
 use zeroize::Zeroizing;
 
-use crate::book::{Book, BookError};
+use crate::book::{Book, BookError, RecordKind};
 use crate::core::Core;
 use crate::identity::Identity;
-use crate::store::{OpenError, Opened, Store, StoreError};
+use crate::service::{self, ServeError};
+use crate::store::{OpenError, Opened, Store, StoreError, StoreOptions};
 use crate::tls::{Certificate, TlsError};
-use crate::{clock, invites, listen, service};
-
-/// How long open streams may take to end after a stop was asked for.
-const DRAIN: Duration = Duration::from_secs(5);
+use crate::{clock, invites};
 
 /// Where to keep things and where to listen.
 #[derive(Debug, Clone)]
@@ -75,20 +69,31 @@ pub enum StartError {
     #[error("another server is running on this data directory")]
     Busy,
     /// The services.
-    #[error("{0}")]
-    Setup(String),
+    #[error(transparent)]
+    Serve(#[from] ServeError),
+    /// The storage failed while the server ran: see its log, and start it again.
+    #[error("storage failed: {0}")]
+    Failed(String),
 }
 
 /// The server.
 pub struct Server;
 
-/// A server that serves.
+/// What an operator or a test may set beside the configuration.
+#[derive(Clone, Default)]
+pub struct Options {
+    /// How the store behaves.
+    pub store: StoreOptions,
+    /// Bytes an account may store; `None`: no bound.
+    pub quota: Option<u64>,
+}
+
+/// A server that serves. Dropping it is pulling the plug: nothing is finished, and nothing acknowledged is lost.
 pub struct Running {
     address: SocketAddr,
     connect: ConnectString,
     core: Arc<Core>,
-    stop: Option<oneshot::Sender<()>>,
-    served: tokio::task::JoinHandle<Result<(), tonic::transport::Error>>,
+    served: tokio::task::JoinHandle<()>,
     _lock: std::fs::File,
 }
 
@@ -101,6 +106,8 @@ pub struct Counts {
     pub accounts: usize,
     /// Drives.
     pub drives: usize,
+    /// Bytes of objects.
+    pub object_bytes: u64,
     /// Bytes of packs.
     pub pack_bytes: u64,
     /// Damaged stretches found.
@@ -113,14 +120,18 @@ impl fmt::Display for Counts {
             records,
             accounts,
             drives,
+            object_bytes,
             pack_bytes,
             damaged,
         } = self;
         write!(
             f,
-            "{records} records, {accounts} accounts, {drives} drives, {pack_bytes} bytes in packs, "
+            "{accounts} accounts, {drives} drives, {records} records, {object_bytes} bytes of objects, "
         )?;
-        write!(f, "{damaged} damaged stretches")
+        write!(
+            f,
+            "{pack_bytes} bytes in packs, {damaged} damaged stretches"
+        )
     }
 }
 
@@ -148,17 +159,24 @@ fn open_identity(data: &Path) -> Result<Identity, StartError> {
     Identity::open(data, &entropy).map_err(fail)
 }
 
-fn open_book(data: &Path, server_pk: [u8; 32]) -> Result<(Book, Store, usize), StartError> {
+fn open_book(
+    data: &Path,
+    server_pk: [u8; 32],
+    options: StoreOptions,
+) -> Result<(Book, Store, usize), StartError> {
     let Opened {
         store,
         control,
         damage,
-    } = Store::open(data)?;
+    } = Store::open_with(data, options)?;
     let book = Book::new(server_pk);
     for (record, received_ms) in &control {
-        if let Err(error) = book.apply(record, *received_ms) {
+        match book.apply(record, *received_ms) {
+            Ok(()) => {}
+            // A crash between a new account's slot and its genesis: the account was never acknowledged.
+            Err(BookError::NotFound) if record.kind == RecordKind::Slot => {}
             // One broken account must not keep the others from theirs.
-            log_broken(record.owner, &error);
+            Err(error) => log_broken(record.owner, &error),
         }
     }
     book.restart_leases(clock::unix_ms());
@@ -172,6 +190,11 @@ fn log_broken(owner: [u8; 32], error: &BookError) {
 impl Server {
     /// Opens everything and serves until told to stop.
     pub async fn start(config: Config) -> Result<Running, StartError> {
+        Self::start_with(config, Options::default()).await
+    }
+
+    /// As `start`, with options.
+    pub async fn start_with(config: Config, options: Options) -> Result<Running, StartError> {
         if config.plaintext_loopback && !config.listen.ip().is_loopback() {
             return Err(StartError::Plaintext(config.listen));
         }
@@ -185,52 +208,24 @@ impl Server {
         let listener = TcpListener::bind(config.listen).await.map_err(fail)?;
         let address = listener.local_addr().map_err(fail)?;
         let server_pk = identity.public();
-        let (book, store, _) = open_book(&config.data, server_pk)?;
-        let tls_fingerprint = (!config.plaintext_loopback).then(|| certificate.fingerprint());
-        let connect = ConnectString {
-            addr: address.to_string(),
-            server_pk,
-            tls_fingerprint,
-            invite: None,
-        };
+        let (book, store, _) = open_book(&config.data, server_pk, options.store)?;
         let tls = if config.plaintext_loopback {
             None
         } else {
             Some(certificate.config()?)
         };
-        let core = Arc::new(Core::new(book, store, identity, config.data));
-        let (health, health_service) = tonic_health::server::health_reporter();
-        let setup = |error: tonic_reflection::server::Error| StartError::Setup(error.to_string());
-        let reflection = || {
-            tonic_reflection::server::Builder::configure()
-                .register_encoded_file_descriptor_set(v1::DESCRIPTOR)
-                .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        let connect = ConnectString {
+            addr: address.to_string(),
+            server_pk,
+            tls_fingerprint: tls.is_some().then(|| certificate.fingerprint()),
+            invite: None,
         };
-        let router = service::router(&core)
-            .add_service(health_service)
-            .add_service(reflection().build_v1().map_err(setup)?)
-            .add_service(reflection().build_v1alpha().map_err(setup)?);
-        for name in [
-            "",
-            "sealdrive.v1.AccountService",
-            "sealdrive.v1.DriveService",
-            "sealdrive.v1.ObjectService",
-        ] {
-            health
-                .set_service_status(name, tonic_health::ServingStatus::Serving)
-                .await;
-        }
-        let (stop, stopped) = oneshot::channel();
-        let incoming = ReceiverStream::new(listen::accept(listener, tls));
-        let served = tokio::spawn(router.serve_with_incoming_shutdown(incoming, async move {
-            // Dropped or sent: both mean stop.
-            let _ = stopped.await;
-        }));
+        let core = Arc::new(Core::new(book, store, identity, config.data, options.quota));
+        let served = service::serve(Arc::clone(&core), listener, tls).await?;
         Ok(Running {
             address,
             connect,
             core,
-            stop: Some(stop),
             served,
             _lock: lock,
         })
@@ -263,16 +258,25 @@ impl Running {
         self.core.store.failed().await
     }
 
-    /// Stops accepting, lets streams end for a few seconds, writes the index, closes.
+    /// Stops accepting, lets calls end within `limits::SHUTDOWN`, writes the index, closes.
     pub async fn shutdown(mut self) -> Result<(), StartError> {
-        drop(self.stop.take());
-        let served = tokio::time::timeout(DRAIN, &mut self.served).await;
-        if served.is_err() {
-            self.served.abort();
+        self.core.stop();
+        let _ = (&mut self.served).await;
+        let store = self.core.store.clone();
+        let closed = tokio::task::spawn_blocking(move || store.close()).await;
+        closed.map_err(|error| StartError::Failed(error.to_string()))?;
+        match self.core.store.failure() {
+            Some(why) => Err(StartError::Failed(why)),
+            None => Ok(()),
         }
-        let core = Arc::clone(&self.core);
-        let closed = tokio::task::spawn_blocking(move || core.store.close()).await;
-        closed.map_err(|error| StartError::Setup(error.to_string()))
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.served.abort();
+        self.core.stop();
+        self.core.store.abandon();
     }
 }
 
@@ -314,24 +318,36 @@ pub fn status(data: &Path) -> Result<Counts, StartError> {
         dir: data.display().to_string(),
         source,
     };
+    let pack_bytes = pack_bytes(data).map_err(fail)?;
     let _lock = open_data(data)?;
-    let (book, store, damaged) = open_book(data, open_identity(data)?.public())?;
+    let (book, store, damaged) =
+        open_book(data, open_identity(data)?.public(), StoreOptions::default())?;
+    let (records, object_bytes) = store.totals()?;
     store.close();
     let (accounts, drives) = book.counts();
     Ok(Counts {
-        records: store.indexed()?,
+        records,
         accounts,
         drives,
-        pack_bytes: pack_bytes(data).map_err(fail)?,
+        object_bytes,
+        pack_bytes,
         damaged,
     })
 }
 
 /// Makes the index anew from the packs alone. No server may run on the directory.
 pub fn rebuild_index(data: &Path) -> Result<Counts, StartError> {
-    {
+    let fail = |source| StartError::Data {
+        dir: data.display().to_string(),
+        source,
+    };
+    pack_bytes(data).map_err(fail)?;
+    let damaged = {
         let _lock = open_data(data)?;
-        crate::store::rebuild(data)?;
-    }
-    status(data)
+        crate::store::rebuild(data)?.damage
+    };
+    Ok(Counts {
+        damaged,
+        ..status(data)?
+    })
 }

@@ -7,12 +7,14 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use sealdrive_proto::id::{AccountId, DeviceId};
-use sealdrive_proto::limits::TOKEN_LIFE_S;
+use sealdrive_proto::limits::{MAX_MESSAGE, TOKEN_LIFE_S};
+use sealdrive_proto::link::Link;
 use sealdrive_proto::transcript::{Call, LoginTranscript, Role};
 use sealdrive_proto::v1;
 use tonic::{Request, Response, Status};
 
-use super::{book_status, caller, device, field, peer, status};
+use super::status::{book_status, change_status};
+use super::{caller, device, field, peer, uninterrupted};
 use crate::core::Core;
 use crate::sessions::Caller;
 use crate::{clock, invites};
@@ -41,35 +43,12 @@ impl v1::account_service_server::AccountService for Accounts {
     ) -> Answer<v1::RegisterResponse> {
         let asked = request.into_inner();
         let code: [u8; 16] = field(&asked.invite_code, "invite_code")?;
-        let refused =
-            || Status::permission_denied("this invitation is unknown or was used already");
-        let core = &self.0;
-        let link = sealdrive_proto::link::Link::parse(&asked.genesis).map_err(|_| {
+        let link = Link::parse(&asked.genesis).map_err(|_| {
             Status::invalid_argument("genesis is not a chain link of a known format")
         })?;
-        let account = AccountId::of(&link);
-        let _held = core.lock(&account).await;
-        let proposed = core
-            .book
-            .propose_account(&asked.genesis, &asked.slot, &asked.key_box)
-            .map_err(book_status)?;
-        let Some(records) = proposed else {
-            return Ok(Response::new(v1::RegisterResponse {})); // a lost answer, asked again
-        };
-        // The account first: a crash in between leaves an invitation too many, never one too few.
-        if !invites::is_open(&core.data, &code).map_err(|error| invitations(&error))? {
-            return Err(refused());
-        }
-        if !invites::take(&core.data, &code).map_err(|error| invitations(&error))? {
-            return Err(refused());
-        }
-        if let Err(error) = core.change(&records).await {
-            if let Err(error) = invites::open(&core.data, &code) {
-                tracing::error!(%error, "an invitation could not be given back");
-            }
-            return Err(status(error));
-        }
-        tracing::info!(account = %account.to_hex(), "account registered");
+        let core = Arc::clone(&self.0);
+        uninterrupted(async move { register(&core, &asked, &AccountId::of(&link), &code).await })
+            .await?;
         Ok(Response::new(v1::RegisterResponse {}))
     }
 
@@ -152,23 +131,27 @@ impl v1::account_service_server::AccountService for Accounts {
         let caller = device(&self.0, &request)?;
         let asked = request.into_inner();
         let proof = asked.proof.unwrap_or_default();
-        let call = Call::PutSlot {
-            slot: &asked.slot,
-            key_box: &asked.key_box,
-            slot_generation: asked.slot_generation,
-        };
-        let _held = self.0.lock(&caller.account).await;
-        let book = &self.0.book;
-        let record = book
-            .propose_slot(
-                &caller.account,
-                &caller.device,
-                &call,
-                proof.call_seq,
-                &proof.signature,
-            )
-            .map_err(book_status)?;
-        self.0.change(&[record]).await.map_err(status)?;
+        let core = Arc::clone(&self.0);
+        uninterrupted(async move {
+            let call = Call::PutSlot {
+                slot: &asked.slot,
+                key_box: &asked.key_box,
+                slot_generation: asked.slot_generation,
+            };
+            let _held = core.lock(&caller.account).await;
+            let record = core
+                .book
+                .propose_slot(
+                    &caller.account,
+                    &caller.device,
+                    &call,
+                    proof.call_seq,
+                    &proof.signature,
+                )
+                .map_err(book_status)?;
+            core.change(&[record]).await.map_err(change_status)
+        })
+        .await?;
         Ok(Response::new(v1::PutSlotResponse {}))
     }
 
@@ -178,11 +161,19 @@ impl v1::account_service_server::AccountService for Accounts {
     ) -> Answer<v1::GetChainResponse> {
         let caller = caller(&self.0, &request)?;
         let from = request.into_inner().from_seq;
-        let (links, head_seq) = self
+        let (mut links, head_seq) = self
             .0
             .book
             .links(&caller.account, from)
             .map_err(book_status)?;
+        let mut room = MAX_MESSAGE / 2;
+        let fitting = links.iter().take_while(|link| {
+            let fits = link.len() <= room;
+            room = room.saturating_sub(link.len());
+            fits
+        });
+        let count = fitting.count();
+        links.truncate(count);
         Ok(Response::new(v1::GetChainResponse { links, head_seq }))
     }
 
@@ -192,15 +183,47 @@ impl v1::account_service_server::AccountService for Accounts {
     ) -> Answer<v1::AppendLinkResponse> {
         let caller = caller(&self.0, &request)?;
         let link = request.into_inner().link;
-        let _held = self.0.lock(&caller.account).await;
-        let record = self
-            .0
-            .book
-            .propose_link(&caller.account, caller.role, &link)
-            .map_err(book_status)?;
-        if let Some(record) = record {
-            self.0.change(&[record]).await.map_err(status)?;
-        }
+        let core = Arc::clone(&self.0);
+        uninterrupted(async move {
+            let _held = core.lock(&caller.account).await;
+            let record = core
+                .book
+                .propose_link(&caller.account, caller.role, &link)
+                .map_err(book_status)?;
+            match record {
+                Some(record) => core.change(&[record]).await.map_err(change_status),
+                None => Ok(()),
+            }
+        })
+        .await?;
         Ok(Response::new(v1::AppendLinkResponse {}))
     }
+}
+
+async fn register(
+    core: &Core,
+    asked: &v1::RegisterRequest,
+    account: &AccountId,
+    code: &[u8; 16],
+) -> Result<(), Status> {
+    let _held = core.lock(account).await;
+    let proposed = core
+        .book
+        .propose_account(&asked.genesis, &asked.slot, &asked.key_box)
+        .map_err(book_status)?;
+    let Some(records) = proposed else {
+        return Ok(()); // a lost answer, asked again
+    };
+    if !invites::take(&core.data, code, account).map_err(|error| invitations(&error))? {
+        return Err(Status::permission_denied(
+            "this invitation is unknown or was used already",
+        ));
+    }
+    // Taken for this account: after a crash from here on, the same registration may come again and no other.
+    core.change(&records).await.map_err(change_status)?;
+    if let Err(error) = invites::spend(&core.data, code, account) {
+        tracing::warn!(%error, "a used invitation stays behind");
+    }
+    tracing::info!(account = %&account.to_hex()[..8], "account registered");
+    Ok(())
 }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use sealdrive_pack::RecordKind as PackKind;
 use sealdrive_proto::commit::SignedCommit;
+use sealdrive_proto::header::ObjectHeader;
 use sealdrive_proto::id::DriveId;
 use sealdrive_proto::limits::{LEASE_LIFE_S, MAX_COMMITS};
 use sealdrive_proto::transcript::Call;
@@ -15,7 +16,10 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
-use super::{book_status, device, field, not_found, status, store_status};
+use super::status::{
+    book_status, change_status, not_found, old_generation, stopping, store_status,
+};
+use super::{device, field, uninterrupted};
 use crate::book::{BookError, GC_GENERATION, Lease, LeaseDecision, numbered, split_commit};
 use crate::clock;
 use crate::core::Core;
@@ -49,11 +53,62 @@ impl Drives {
             .transpose()
     }
 
+    /// Compare-and-swap of the head.
+    async fn swap_head(
+        &self,
+        caller: &Caller,
+        commit: &SignedCommit,
+        body: &[u8],
+    ) -> Result<v1::CommitResponse, Status> {
+        let (core, drive) = (&self.0, commit.fields().drive);
+        let _held = core.lock(&caller.account).await;
+        let accepted = match core
+            .book
+            .propose_commit(&caller.account, &caller.device, commit, body)
+        {
+            Ok(None) => true,
+            Ok(Some(record)) => {
+                core.change(&[record]).await.map_err(change_status)?;
+                true
+            }
+            // It may stand further back already: a lost answer, asked again after another commit or a take-over.
+            Err(BookError::Stale(_) | BookError::Fenced) => {
+                let standing = self.stored(&drive, commit.fields().seq).await?;
+                standing.is_some_and(|(bytes, _)| bytes[..] == commit.bytes()[..])
+            }
+            Err(error) => return Err(book_status(error)),
+        };
+        let lease_epoch = core
+            .book
+            .lease(&caller.account, &drive)
+            .map_err(book_status)?
+            .epoch;
+        let head = if accepted {
+            None
+        } else {
+            core.book
+                .head(&caller.account, &drive)
+                .map_err(book_status)?
+        };
+        let head = head.map_or_else(Bytes::new, |head| {
+            Bytes::copy_from_slice(head.commit.bytes())
+        });
+        Ok(v1::CommitResponse {
+            accepted,
+            head,
+            lease_epoch,
+        })
+    }
+
     fn watched(
         core: &Core,
         caller: &Caller,
         drive: &DriveId,
     ) -> Result<v1::WatchHeadResponse, Status> {
+        // A watch outlives its first look: the key must still be good.
+        core.book
+            .login_key(&caller.account, caller.role, &caller.device)
+            .ok_or_else(not_found)?;
         let head = core
             .book
             .head(&caller.account, drive)
@@ -87,28 +142,31 @@ impl v1::drive_service_server::DriveService for Drives {
             held_epoch: asked.held_epoch,
         };
         let proof = asked.proof.unwrap_or_default();
-        let _held = self.0.lock(&caller.account).await;
-        let book = &self.0.book;
-        let proof = (proof.call_seq, &proof.signature[..]);
-        let decision = book
-            .propose_lease(
-                &caller.account,
-                &caller.device,
-                &call,
-                proof,
-                clock::unix_ms(),
-            )
-            .map_err(book_status)?;
-        let answer = match decision {
-            LeaseDecision::Renewed(lease) => lease_answer(&lease, true),
-            LeaseDecision::Held(lease) => lease_answer(&lease, false),
-            LeaseDecision::Grant(record, lease) => {
-                self.0.change(&[record]).await.map_err(status)?;
-                book.set_expiry(&drive, lease.expires_ms);
-                lease_answer(&lease, true)
-            }
-        };
-        Ok(Response::new(answer))
+        let core = Arc::clone(&self.0);
+        let answer = uninterrupted(async move {
+            let _held = core.lock(&caller.account).await;
+            let proof = (proof.call_seq, &proof.signature[..]);
+            let decision = core
+                .book
+                .propose_lease(
+                    &caller.account,
+                    &caller.device,
+                    &call,
+                    proof,
+                    clock::unix_ms(),
+                )
+                .map_err(book_status)?;
+            Ok(match decision {
+                LeaseDecision::Renewed(lease) => lease_answer(&lease, true),
+                LeaseDecision::Held(lease) => lease_answer(&lease, false),
+                LeaseDecision::Grant(record, lease) => {
+                    core.change(&[record]).await.map_err(change_status)?;
+                    core.book.set_expiry(&drive, lease.expires_ms);
+                    lease_answer(&lease, true)
+                }
+            })
+        });
+        Ok(Response::new(answer.await?))
     }
 
     async fn release_lease(
@@ -123,16 +181,20 @@ impl v1::drive_service_server::DriveService for Drives {
             lease_epoch: asked.lease_epoch,
         };
         let proof = asked.proof.unwrap_or_default();
-        let _held = self.0.lock(&caller.account).await;
-        let proof = (proof.call_seq, &proof.signature[..]);
-        let record = self
-            .0
-            .book
-            .propose_release(&caller.account, &caller.device, &call, proof)
-            .map_err(book_status)?;
-        if let Some(record) = record {
-            self.0.change(&[record]).await.map_err(status)?;
-        }
+        let core = Arc::clone(&self.0);
+        uninterrupted(async move {
+            let _held = core.lock(&caller.account).await;
+            let proof = (proof.call_seq, &proof.signature[..]);
+            let record = core
+                .book
+                .propose_release(&caller.account, &caller.device, &call, proof)
+                .map_err(book_status)?;
+            match record {
+                Some(record) => core.change(&[record]).await.map_err(change_status),
+                None => Ok(()),
+            }
+        })
+        .await?;
         Ok(Response::new(v1::ReleaseLeaseResponse {}))
     }
 
@@ -184,46 +246,22 @@ impl v1::drive_service_server::DriveService for Drives {
         let caller = device(&self.0, &request)?;
         let asked = request.into_inner();
         if asked.gc_generation != GC_GENERATION {
-            return Err(Status::failed_precondition(
-                "the collection generation has moved on",
-            ));
+            return Err(old_generation());
         }
         let commit = SignedCommit::parse(&asked.commit)
             .map_err(|_| Status::invalid_argument("not a commit of a known format"))?;
-        let (drive, seq) = (commit.fields().drive, commit.fields().seq);
-        let _held = self.0.lock(&caller.account).await;
-        let book = &self.0.book;
-        let proposed = book.propose_commit(&caller.account, &caller.device, &commit, &asked.body);
-        let accepted = match proposed {
-            Ok(None) => true,
-            Ok(Some(record)) => {
-                self.0.change(&[record]).await.map_err(status)?;
-                true
-            }
-            // It may stand further back already: a lost answer, asked again after another commit or a take-over.
-            Err(BookError::Stale(_) | BookError::Fenced) => self
-                .stored(&drive, seq)
-                .await?
-                .is_some_and(|(bytes, _)| bytes[..] == commit.bytes()[..]),
-            Err(error) => return Err(book_status(error)),
-        };
-        let lease_epoch = book
-            .lease(&caller.account, &drive)
-            .map_err(book_status)?
-            .epoch;
-        let head = if accepted {
-            None
-        } else {
-            book.head(&caller.account, &drive).map_err(book_status)?
-        };
-        let head = head.map_or_else(Bytes::new, |head| {
-            Bytes::copy_from_slice(head.commit.bytes())
-        });
-        Ok(Response::new(v1::CommitResponse {
-            accepted,
-            head,
-            lease_epoch,
-        }))
+        let body = ObjectHeader::parse(&asked.body)
+            .map_err(|error| Status::invalid_argument(format!("commit body: {error}")))?;
+        if body.domain != caller.account.private_domain() || body.epoch != commit.fields().key_epoch
+        {
+            return Err(Status::invalid_argument(
+                "commit body is of another domain or epoch",
+            ));
+        }
+        let drives = Self(Arc::clone(&self.0));
+        let answer =
+            uninterrupted(async move { drives.swap_head(&caller, &commit, &asked.body).await });
+        Ok(Response::new(answer.await?))
     }
 
     type WatchHeadStream = ReceiverStream<Result<v1::WatchHeadResponse, Status>>;
@@ -234,9 +272,10 @@ impl v1::drive_service_server::DriveService for Drives {
     ) -> Answer<Self::WatchHeadStream> {
         let caller = device(&self.0, &request)?;
         let drive: DriveId = field(&request.get_ref().drive, "drive")?;
+        let mut changes = self.0.watch(&drive);
+        // Looked up after the watch began, so that no change falls in between.
         let first = Self::watched(&self.0, &caller, &drive)?;
         let (out, answers) = mpsc::channel(1);
-        let mut changes = self.0.watch(&drive);
         let core = Arc::clone(&self.0);
         tokio::spawn(async move {
             let mut next = Ok(first);
@@ -245,11 +284,14 @@ impl v1::drive_service_server::DriveService for Drives {
                 if out.send(next).await.is_err() || last {
                     return;
                 }
-                tokio::select! {
+                next = tokio::select! {
                     () = out.closed() => return,
-                    changed = changes.changed() => if changed.is_err() { return },
-                }
-                next = Self::watched(&core, &caller, &drive);
+                    () = core.stopping() => Err(stopping()),
+                    changed = changes.changed() => match changed {
+                        Ok(()) => Self::watched(&core, &caller, &drive),
+                        Err(_) => return,
+                    },
+                };
             }
         });
         Ok(Response::new(ReceiverStream::new(answers)))

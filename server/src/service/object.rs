@@ -8,22 +8,23 @@ use std::sync::Arc;
 use bytes::Bytes;
 use sealdrive_pack::{Record, RecordKind as PackKind};
 use sealdrive_proto::header::ObjectHeader;
-use sealdrive_proto::id::{DomainId, DriveId, Sid};
-use sealdrive_proto::limits::{MAX_FETCH, MAX_FIND};
+use sealdrive_proto::id::{DomainId, DriveId};
+use sealdrive_proto::limits::{MAX_FETCH, MAX_FIND, MAX_OBJECT};
 use sealdrive_proto::v1;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{book_status, device, field, not_found, store_status};
+use super::status::{book_status, not_found, old_generation, over_quota, stopping, store_status};
+use super::{device, field};
 use crate::book::GC_GENERATION;
 use crate::core::Core;
+use crate::index::RowKey;
+use crate::limits::{FETCH_AHEAD, UPLOAD_MESSAGES};
 use crate::sessions::Caller;
-use crate::store::{Put, StoreError};
+use crate::store::{Put, Store, StoreError, object_key};
 
-/// Upload messages of one stream that are being stored at once; each holds at most 4 MiB.
-const IN_FLIGHT: usize = 8;
 /// Answers of one stream that wait for the network.
 const ANSWERS: usize = 8;
 
@@ -46,6 +47,9 @@ struct Upload {
     lease_epoch: u64,
     domain: DomainId,
     next: u64,
+    /// Bytes the domain stores, with what this stream has sent. Only a bound: repeated objects count until the next
+    /// stream, and those of other streams from then on.
+    used: u64,
 }
 
 impl Upload {
@@ -53,18 +57,19 @@ impl Upload {
         let open =
             open.ok_or_else(|| Status::invalid_argument("the first message must open the stream"))?;
         if open.gc_generation != GC_GENERATION {
-            return Err(Status::failed_precondition(
-                "the collection generation has moved on",
-            ));
+            return Err(old_generation());
         }
         let drive = field(&open.drive, "drive")?;
+        let domain = caller.account.private_domain();
+        let used = core.store.usage(&domain).map_err(store_status)?;
         let upload = Self {
             core,
             caller,
             drive,
             lease_epoch: open.lease_epoch,
-            domain: caller.account.private_domain(),
+            domain,
             next: 1,
+            used,
         };
         upload.check_lease()?;
         Ok(upload)
@@ -97,17 +102,24 @@ impl Upload {
         }
         let mut records = Vec::with_capacity(message.objects.len());
         for object in message.objects {
+            if object.len() > MAX_OBJECT {
+                return Err(Status::invalid_argument("object is too long"));
+            }
             let header = ObjectHeader::parse(&object)
                 .map_err(|error| Status::invalid_argument(format!("not an object: {error}")))?;
             if header.domain != self.domain {
                 return Err(not_found());
             }
+            self.used = self.used.saturating_add(object.len() as u64);
             records.push(Record::new(
                 PackKind::Object,
                 self.domain.0,
                 header.sid.0,
                 object,
             ));
+        }
+        if self.core.quota.is_some_and(|quota| self.used > quota) {
+            return Err(over_quota());
         }
         self.next += count;
         let core = Arc::clone(&self.core);
@@ -171,25 +183,18 @@ impl v1::object_service_server::ObjectService for Objects {
         if asked.sids.len() > MAX_FIND {
             return Err(Status::invalid_argument("too many ids at once"));
         }
-        let sids: Vec<Sid> = asked
-            .sids
-            .iter()
-            .map(|sid| field(sid, "sid"))
-            .collect::<Result<_, _>>()?;
+        let keys = keys(&domain, &asked.sids)?;
         let store = self.0.store.clone();
-        let missing = tokio::task::spawn_blocking(move || {
-            let mut missing = Vec::new();
-            for (index, sid) in (0u32..).zip(&sids) {
-                if store.find(PackKind::Object, &domain.0, &sid.0)?.is_none() {
-                    missing.push(index);
-                }
-            }
-            Ok::<_, StoreError>(missing)
-        });
-        let missing = missing
+        let rows = tokio::task::spawn_blocking(move || store.find_many(&keys));
+        let rows = rows
             .await
             .map_err(|_| Status::internal("look-up was interrupted"))?
             .map_err(store_status)?;
+        let missing = (0u32..)
+            .zip(rows)
+            .filter(|(_, row)| row.is_none())
+            .map(|(index, _)| index)
+            .collect();
         Ok(Response::new(v1::FindMissingResponse { missing }))
     }
 
@@ -205,11 +210,15 @@ impl v1::object_service_server::ObjectService for Objects {
         let first = inbound.message().await?.unwrap_or_default();
         let mut upload = Upload::open(core, caller, first.open)?;
         let (out, answers) = mpsc::channel(ANSWERS);
-        let (on_its_way, storing) = mpsc::channel(IN_FLIGHT);
+        let (on_its_way, storing) = mpsc::channel(UPLOAD_MESSAGES);
         tokio::spawn(acknowledge(storing, out));
         tokio::spawn(async move {
             loop {
-                let step = match inbound.message().await {
+                let message = tokio::select! {
+                    message = inbound.message() => message,
+                    () = upload.core.stopping() => Err(stopping()),
+                };
+                let step = match message {
                     Ok(Some(message)) => upload.take(message).transpose(),
                     Ok(None) => return,
                     Err(status) => Some(Err(status)),
@@ -236,28 +245,60 @@ impl v1::object_service_server::ObjectService for Objects {
         if asked.sids.len() > MAX_FETCH {
             return Err(Status::invalid_argument("too many ids at once"));
         }
-        let sids: Vec<Sid> = asked
-            .sids
-            .iter()
-            .map(|sid| field(sid, "sid"))
-            .collect::<Result<_, _>>()?;
+        let keys = keys(&domain, &asked.sids)?;
         let (out, answers) = mpsc::channel(ANSWERS);
-        let core = Arc::clone(&self.0);
+        let store = self.0.store.clone();
         tokio::spawn(async move {
-            for (index, sid) in (0u32..).zip(sids) {
-                let answer = match core.store.read(PackKind::Object, &domain.0, &sid.0).await {
-                    Ok(object) => Ok(v1::FetchResponse {
-                        index,
-                        object: object.unwrap_or_default(),
-                    }),
-                    Err(error) => Err(store_status(error)),
-                };
-                let failed = answer.is_err();
-                if out.send(answer).await.is_err() || failed {
-                    return;
-                }
+            if let Err(error) = fetch(&store, keys, &out).await {
+                let _ = out.send(Err(store_status(error))).await;
             }
         });
         Ok(Response::new(ReceiverStream::new(answers)))
     }
+}
+
+fn keys(domain: &DomainId, sids: &[Bytes]) -> Result<Vec<RowKey>, Status> {
+    sids.iter()
+        .map(|sid| Ok(object_key(domain, &field(sid, "sid")?)))
+        .collect()
+}
+
+/// Sends objects in the order asked, reading a bounded number of bytes ahead. Unknown and damaged ones are empty.
+async fn fetch(
+    store: &Store,
+    keys: Vec<RowKey>,
+    out: &mpsc::Sender<Result<v1::FetchResponse, Status>>,
+) -> Result<(), StoreError> {
+    let looking = (store.clone(), keys.clone());
+    let rows = tokio::task::spawn_blocking(move || looking.0.find_many(&looking.1)).await;
+    let rows = rows.map_err(|error| StoreError::Failed(error.to_string()))??;
+    let mut at = 0;
+    while at < keys.len() {
+        let mut ahead = 0;
+        let upto = (at..keys.len()).find(|next| {
+            let full = ahead >= FETCH_AHEAD;
+            ahead += rows[*next].map_or(0, |row| row.location.len as usize);
+            full
+        });
+        let upto = upto.unwrap_or(keys.len());
+        let known = (at..upto)
+            .filter_map(|next| Some((keys[next], rows[next]?)))
+            .collect();
+        let mut payloads = store.read_rows(known).await?.into_iter();
+        for next in at..upto {
+            let object = rows[next]
+                .and_then(|_| payloads.next().flatten())
+                .unwrap_or_default();
+            let index = u32::try_from(next).unwrap_or(u32::MAX);
+            if out
+                .send(Ok(v1::FetchResponse { index, object }))
+                .await
+                .is_err()
+            {
+                return Ok(()); // nobody listens any more
+            }
+        }
+        at = upto;
+    }
+    Ok(())
 }

@@ -1,7 +1,7 @@
 //! Connections: the accept loop, the TLS handshake, and what a request may know of its connection.
 //!
 //! Invariant: every connection is either TLS 1.3 with its exporter, or plaintext on a loopback address; at most
-//! `MAX_CONNECTIONS` are open, and a handshake that dawdles is dropped. Called by `Server::start`; the services find
+//! `MAX_CONNECTIONS` are open, and a handshake that dawdles is dropped. Called by `serve`; the services find
 //! [`Peer`] among a request's extensions.
 
 use std::io;

@@ -1,0 +1,6 @@
+//! The server over the wire: a real client over real TLS against a server in this process.
+
+mod drives;
+mod objects;
+mod rig;
+mod sessions;
