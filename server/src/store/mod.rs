@@ -1,7 +1,7 @@
 //! The store: durable records in packs, found through the index and an in-memory tail of what it does not have yet.
 //!
-//! Invariants: nothing is acknowledged before its pack was synced; what is acknowledged is found at once; an object's id
-//! is written once; a failed sync or index commit stops the store for good, because nobody knows then what is on disk.
+//! Invariants: nothing is acknowledged before its pack was synced; what is acknowledged is found at once; an object's
+//! id is written once; a failed sync or index commit stops the store for good, because nobody knows then what is on disk.
 //! One writer thread (writer.rs) owns the open pack, one indexer thread (indexer.rs) the index's write side.
 //! Called by the services; opened by `Server::start`.
 
@@ -318,8 +318,8 @@ impl Store {
         Ok(self.read_rows(vec![(key, row)]).await?.remove(0))
     }
 
-    /// Payloads of records found before, checked, in the order asked. `None` where the copy is damaged; a damaged object
-    /// is buried, so that it counts as missing from then on and its id takes a new copy.
+    /// Payloads of records found before, checked, in the order asked. `None` where the copy is damaged; a damaged
+    /// object is buried, so that it counts as missing from then on and its id takes a new copy.
     pub async fn read_rows(
         &self,
         rows: Vec<(RowKey, Row)>,
