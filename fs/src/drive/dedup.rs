@@ -31,7 +31,7 @@ impl DigestTable {
     /// Remembers that `ino` holds content of this digest.
     pub(super) fn insert(&mut self, digest: &Digest, ino: Ino) {
         if self.used > self.slots.len() / 2 && self.slots.len() < MOST {
-            let old = std::mem::replace(&mut self.slots, Vec::new());
+            let old = std::mem::take(&mut self.slots);
             self.slots = vec![(0, 0); old.len() * 4];
             self.used = 0;
             for (print, ino) in old {

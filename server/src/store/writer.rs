@@ -28,13 +28,16 @@ struct Thread {
     next_sequence: u64,
 }
 
+/// Where a caller waits for what became of its records.
+type Reply = oneshot::Sender<Result<Vec<Put>, StoreError>>;
+
 /// What one group has done so far.
 #[derive(Default)]
 struct Group {
     written: Vec<(u64, Entry)>,
     /// What this group changes: visible to its later puts, not yet to anyone else.
     pending: HashMap<RowKey, Latest>,
-    answers: Vec<(oneshot::Sender<Result<Vec<Put>, StoreError>>, Vec<Put>)>,
+    answers: Vec<(Reply, Vec<Put>)>,
 }
 
 pub(super) fn start(

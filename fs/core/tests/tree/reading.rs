@@ -106,7 +106,8 @@ fn a_difference_is_what_the_models_differ_in() {
             apply_to_model(&mut new, &batch);
             new_root = store.apply(Some(&new_root), &batch);
         }
-        let mut expected: BTreeMap<Vec<u8>, (Option<Vec<u8>>, Option<Vec<u8>>)> = BTreeMap::new();
+        type Sides = (Option<Vec<u8>>, Option<Vec<u8>>);
+        let mut expected: BTreeMap<Vec<u8>, Sides> = BTreeMap::new();
         for (key, value) in &old {
             expected.entry(key.clone()).or_default().0 = Some(value.clone());
         }

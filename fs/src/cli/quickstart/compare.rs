@@ -8,7 +8,7 @@ use std::ffi::OsString;
 use std::fs::{self, File, Metadata};
 use std::io::{self, Read};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// Differences reported at most: more say nothing new.
 const MAX_REPORTED: usize = 20;
@@ -194,7 +194,7 @@ mod tests {
     use super::super::made;
     use super::*;
 
-    fn pair() -> (tempfile::TempDir, PathBuf, PathBuf) {
+    fn pair() -> (tempfile::TempDir, std::path::PathBuf, std::path::PathBuf) {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let (a, b) = (dir.path().join("a"), dir.path().join("b"));
         fs::create_dir(&a).expect("makes a");
