@@ -11,6 +11,9 @@ use super::gate::Need;
 use super::state::State;
 use super::{Drive, RenameRule};
 
+/// Most directories above one another that are walked: a damaged tree may hold a ring, and the lock is held meanwhile.
+const DEEPEST: u32 = 1 << 20;
+
 /// A name: its directory and its bytes.
 type Place<'a> = (Ino, &'a [u8]);
 
@@ -68,7 +71,12 @@ impl State {
             return Ok(());
         }
         let mut at = into;
+        let mut depth = 0;
         while at != ROOT {
+            depth += 1;
+            if depth > DEEPEST {
+                return Err(Errno::EIO.into());
+            }
             if at == moved.ino {
                 return Err(Errno::EINVAL.into());
             }
