@@ -57,7 +57,9 @@ impl Reader {
     /// Writes back what is only in memory, then forgets what memory holds, so that a scan sees the disk itself.
     pub fn settle(&self) -> Result<(), PackError> {
         self.file.sync().map_err(PackError::io("sync pack"))?;
-        self.file.drop_cache().map_err(PackError::io("drop cached pages"))
+        self.file
+            .drop_cache()
+            .map_err(PackError::io("drop cached pages"))
     }
 
     /// Length of the file, bytes.

@@ -252,7 +252,10 @@ impl AccountChain {
 
     /// Number of the link with this hash, if it is one of this chain.
     pub fn position(&self, hash: &LinkHash) -> Option<u64> {
-        self.hashes.iter().rposition(|at| at == hash).map(|at| at as u64)
+        self.hashes
+            .iter()
+            .rposition(|at| at == hash)
+            .map(|at| at as u64)
     }
 
     /// All devices that ever were, by id.
