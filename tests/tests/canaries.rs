@@ -12,6 +12,7 @@ use sealdrive::account::{AccountError, Opened};
 use sealdrive::home::Home;
 use sealdrive::unlock::Where;
 use sealdrive_core::kit::Kit;
+use sealdrive_proto::id::DomainId;
 use sealdrive_tests::canary::{Needle, search};
 use sealdrive_tests::made::prose;
 use sealdrive_tests::proxy::Proxy;
@@ -98,14 +99,24 @@ fn needles(kit: &Path) -> Vec<Needle> {
     needles
 }
 
-/// The keys of an enrolled machine, opened as its own programs open them.
-fn keys(machine: &Machine) -> Vec<Needle> {
+/// An enrolled machine's account, opened as its own programs open it.
+fn open(machine: &Machine) -> Opened {
     let home = Home::locate(Some(machine.home())).unwrap();
     let place = Where::Process(program("sealdrive"));
-    let opened = Opened::open(&home, &place, || {
+    Opened::open(&home, &place, || {
         Err(AccountError::Tampered("asked for a passphrase".into()))
     })
-    .unwrap();
+    .unwrap()
+}
+
+/// The domain, which every object names in clear.
+fn domain(machine: &Machine) -> DomainId {
+    open(machine).domain()
+}
+
+/// The keys of an enrolled machine.
+fn keys(machine: &Machine) -> Vec<Needle> {
+    let opened = open(machine);
     let keys = &opened.keystore;
     let mut needles = vec![Needle::new("device signing key", keys.device_seed.expose())];
     // Version, K_id, K_cdc, count; then for each epoch its number, R_in and R_out.
@@ -173,9 +184,14 @@ fn no_canary_leaves_the_plaintext() {
         "only {} bytes were recorded",
         wire.len()
     );
+    // Positive controls: the recording is HTTP/2 without TLS, and holds objects as they are stored.
     assert!(
-        Needle::new("method", b"/sealdrive.v1.").is_in(&wire),
-        "the recording is not plain gRPC"
+        Needle::new("preface", b"PRI * HTTP/2.0").is_in(&wire),
+        "the recording is not plain HTTP/2"
+    );
+    assert!(
+        Needle::new("domain", domain(&machine).as_bytes()).is_in(&wire),
+        "no object was recorded"
     );
     for needle in &needles {
         if needle.is_in(&wire) {
