@@ -205,7 +205,7 @@ fn is_full(error: &std::io::Error) -> bool {
 
 impl From<EngineError> for Failure {
     fn from(error: EngineError) -> Self {
-        const AGAIN: &str = "what the server has is safe: move the drive's directory under `drives` aside and mount again";
+        const AGAIN: &str = "what the server has is safe: move the drive's directory in `drives` aside, mount again";
         let (exit, advice) = match error {
             EngineError::Busy => (
                 Exit::MountFailed,

@@ -85,7 +85,7 @@ fn kinds(dir: &Path) -> io::Result<()> {
     fs::write(dir.join("script"), b"#!/bin/sh\n")?;
     fs::set_permissions(dir.join("script"), fs::Permissions::from_mode(0o751))?;
     fs::write(dir.join("unreadable"), b"mode 000")?;
-    fs::set_permissions(dir.join("unreadable"), fs::Permissions::from_mode(0))?;
+    fs::set_permissions(dir.join("unreadable"), fs::Permissions::from_mode(0o000))?;
     fs::create_dir(dir.join("sticky"))?;
     fs::set_permissions(dir.join("sticky"), fs::Permissions::from_mode(0o1777))?;
     fs::write(dir.join("tagged"), b"has extended attributes")?;
