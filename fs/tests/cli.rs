@@ -1,6 +1,9 @@
 //! The command as people and scripts meet it: each thing one can get wrong gives one line that says what is wrong and
 //! what to do, the documented exit code, and leaves everything as it was.
 
+// What a test did not expect is to stop it, also in its helpers.
+#![allow(clippy::unwrap_used, unreachable_pub)]
+
 #[path = "account/double.rs"]
 #[allow(dead_code, reason = "the account tests use more of it")]
 mod double;

@@ -1,6 +1,6 @@
 //! The whole way: write, commit, lose the machine, mount elsewhere, read.
 
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, unreachable_pub)]
 
 mod engine_support;
 

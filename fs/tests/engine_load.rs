@@ -1,6 +1,6 @@
 //! More at once than fits in memory budgets: many writers, fsyncs in between, commits going on. Prints what it measured.
 
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, unreachable_pub)]
 
 mod engine_support;
 

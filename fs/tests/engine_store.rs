@@ -1,6 +1,6 @@
 //! The local store: what is appended is found again after a crash, the budget holds, and nothing unacknowledged goes.
 
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, unreachable_pub)]
 
 use std::fs::OpenOptions;
 use std::io::{Read, Seek, SeekFrom, Write};

@@ -1,5 +1,8 @@
 //! How the mount serves: waiting off the loops, damage, defects, state, fsync, read-ahead, and the ways to its end.
 
+// What a test did not expect is to stop it, also in its helpers.
+#![allow(clippy::unwrap_used, unreachable_pub)]
+
 mod double;
 
 use std::fs::{self, File, OpenOptions};

@@ -1,6 +1,9 @@
 //! The whole command on real mounts and a real server in a process of its own: what happens when the server, a mount
 //! or a whole machine goes away, and what is said about it. Needs /dev/fuse; without it there is nothing to test.
 
+// What a test did not expect is to stop it, also in its helpers.
+#![allow(clippy::unwrap_used, unreachable_pub)]
+
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};

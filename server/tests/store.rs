@@ -1,5 +1,8 @@
 //! The store through stops, crashes and a lost index: what was acknowledged is there.
 
+// What a test did not expect is to stop it, also in its helpers.
+#![allow(clippy::unwrap_used, unreachable_pub)]
+
 use bytes::Bytes;
 use sealdrive_pack::{Record, RecordKind};
 use sealdrive_server::store::{Put, Store};

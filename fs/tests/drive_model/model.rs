@@ -104,6 +104,7 @@ impl Model {
         }
     }
 
+    #[allow(clippy::too_many_arguments)] // what mknod(2) takes, and the model needs no less
     pub(crate) fn make(
         &mut self,
         parent: Id,

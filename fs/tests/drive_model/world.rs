@@ -242,7 +242,6 @@ impl World {
             Ok(reference(plain))
         };
         let edits = frozen.overlay.iter();
-        let edits = edits.map(|(key, value)| (key, value.map(|value| &value[..])));
         let root = merge::apply(
             &self.store,
             frozen.root.as_ref(),

@@ -1,6 +1,9 @@
 //! Packs on a real directory and on one that fails: what was durable is there, what was not is cut off, and damage is
 //! told from a torn tail.
 
+// What a test did not expect is to stop it, also in its helpers.
+#![allow(clippy::unwrap_used, unreachable_pub)]
+
 use std::io::{self, IoSlice};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};

@@ -285,8 +285,8 @@ async fn fetch(
             .filter_map(|next| Some((keys[next], rows[next]?)))
             .collect();
         let mut payloads = store.read_rows(known).await?.into_iter();
-        for next in at..upto {
-            let object = rows[next]
+        for (next, row) in rows.iter().enumerate().take(upto).skip(at) {
+            let object = row
                 .and_then(|_| payloads.next().flatten())
                 .unwrap_or_default();
             let index = u32::try_from(next).unwrap_or(u32::MAX);
