@@ -55,7 +55,7 @@ pub enum Step {
     Symlink(PathBuf, PathBuf),
     /// chmod.
     Chmod(PathBuf, u32),
-    /// setxattr of a length.
+    /// setxattr of a length; all of a file fit the one block that ext4 has for them.
     SetXattr(PathBuf, u64, usize),
     /// removexattr.
     RemoveXattr(PathBuf, u64),
@@ -102,7 +102,7 @@ pub fn draw(noise: &mut Noise) -> Step {
         35..=36 => Step::SetXattr(
             at,
             noise.below(3),
-            [0, 5, 600, 3500][noise.below(4) as usize],
+            [0, 5, 600, 1000][noise.below(4) as usize],
         ),
         37 => Step::RemoveXattr(at, noise.below(3)),
         _ => Step::Fsync(at),

@@ -26,7 +26,7 @@ fn pjdfstest_is_no_worse_than_the_native_file_system() {
     let world = World::new();
     let native = pjdfstest(&world.path(""));
     let server = world.server();
-    let machine = world.machine("machine");
+    let machine = world.machine("m");
     machine.init(&server.invite());
     let mounted = machine.mount_with(&["-o", "suid,dev,allow_other"]);
     let ours = pjdfstest(mounted.path());

@@ -35,7 +35,7 @@ impl World {
         let place =
             std::env::var_os("SEALDRIVE_TEST_DIR").map_or_else(std::env::temp_dir, PathBuf::from);
         let directory = tempfile::Builder::new()
-            .prefix("sealdrive-world-")
+            .prefix("sd-")
             .tempdir_in(place)
             .unwrap();
         // Other users must be able to walk in: conformance tests switch to them.
