@@ -1,8 +1,8 @@
 //! Freeze and thaw: how a checkpoint gets a state that does not move while operations go on.
 //!
-//! Invariant: what is frozen is immutable and complete (no bytes of a named file are outside it), and every read sees it
-//! until the tree that contains it takes its place. Called by the engine: stall, writeback of everything, freeze, unstall,
-//! merge, seal, make durable, thaw.
+//! Invariant: what is frozen is immutable and complete (no bytes of a named file are outside it), and every read sees
+//! it until the tree that contains it takes its place. Called by the engine: stall, writeback of everything, freeze,
+//! unstall, merge, seal, make durable, thaw.
 
 use std::sync::Arc;
 

@@ -1,7 +1,7 @@
 //! Names: lookup and forget, and everything that makes a new inode under a name.
 //!
-//! Invariant: a dentry, the back-reference of its inode and the parent's counts change together. A directory's `size` is
-//! its number of entries (so that "empty" needs no search); stat shows another. Called by the kernel's border.
+//! Invariant: a dentry, the back-reference of its inode and the parent's counts change together. A directory's `size`
+//! is its number of entries (so that "empty" needs no search); stat shows another. Called by the kernel's border.
 
 use sealdrive_core::record::{
     Dentry, FileKind, Ino, Inode, Key, KeyRef, NAME_MAX, ROOT, Time, Value, valid_name,

@@ -1,8 +1,9 @@
 //! What the journal is given, what a checkpoint is given, and how a drive comes back from both.
 //!
 //! Invariant (prefix): one `take_log` holds everything up to its moment and ends with a barrier, and recovery takes it
-//! whole or not at all. So what is recovered is the drive as it stood at the last barrier in the journal, which is a prefix
-//! of what was asked of it; within such a step only the newest value of each record is logged. Called by the engine.
+//! whole or not at all. So what is recovered is the drive as it stood at the last barrier in the journal, which is a
+//! prefix of what was asked of it; within such a step only the newest value of each record is logged. Called by the
+//! engine.
 
 use sealdrive_core::journal::Entry;
 use sealdrive_core::record::{Edit, Ino};
@@ -50,8 +51,8 @@ impl Drive {
         records > 0 || data > 0 || self.peek().inodes.any_stale()
     }
 
-    /// The drive as it was at the last barrier: checkpoint `root`, which holds operations up to `seq`, and the entries of
-    /// the journal in order (those the checkpoint holds already are left out here).
+    /// The drive as it was at the last barrier: checkpoint `root`, which holds operations up to `seq`, and the entries
+    /// of the journal in order (those the checkpoint holds already are left out here).
     pub fn recover(root: Option<Root>, seq: u64, entries: impl IntoIterator<Item = Entry>) -> Self {
         let drive = Self::new(root, seq);
         {

@@ -1,9 +1,10 @@
-//! The file system in memory: every POSIX rule, over an ordered map (overlays over a tree) and the bytes not yet sealed.
+//! The file system in memory: every POSIX rule, over an ordered map (overlays over a tree) and the bytes not yet
+//! sealed.
 //!
 //! Invariants: an operation that returns an error changed nothing; what is read is what was last written, whatever
-//! writeback, freeze and thaw do meanwhile; no kernel, no IO, no clock, no waiting but for [`Gate`]'s reasons. Called by
-//! the kernel's border (operations) and the engine (log, writeback, checkpoint). Everything sits behind one lock, because
-//! every step takes microseconds and none waits for anything while it holds it.
+//! writeback, freeze and thaw do meanwhile; no kernel, no IO, no clock, no waiting but for [`Gate`]'s reasons. Called
+//! by the kernel's border (operations) and the engine (log, writeback, checkpoint). Everything sits behind one lock,
+//! because every step takes microseconds and none waits for anything while it holds it.
 
 mod acl;
 mod attr;

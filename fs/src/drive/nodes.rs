@@ -1,7 +1,8 @@
 //! Decoded tree nodes kept in memory, and nothing else: what is not here is [`Missing`], never fetched from here.
 //!
 //! Invariant: `bytes` is the sum of what is kept. The budget is exceeded only by nodes that were added since an
-//! operation last succeeded: an operation that needs many nodes must find those it asked for. Called by the drive's state.
+//! operation last succeeded: an operation that needs many nodes must find those it asked for. Called by the drive's
+//! state.
 
 use std::cell::Cell;
 use std::collections::{HashMap, VecDeque};

@@ -1,7 +1,8 @@
 //! Listing directories.
 //!
 //! Invariant: a cookie is a position in the list of names that was taken when the handle was last rewound, never a
-//! position in the map: names that stay are listed exactly once, whatever else comes and goes. Called by the kernel's border.
+//! position in the map: names that stay are listed exactly once, whatever else comes and goes. Called by the kernel's
+//! border.
 
 use std::ops::ControlFlow;
 

@@ -1,8 +1,8 @@
 //! Which dirty bytes go into which chunk stream, and where they are found afterwards.
 //!
-//! Invariant: a placed range replaces dirty bytes only where the version that was handed out still stands, so a write in
-//! between wins. A stream holds one long run of one file, or short runs of files of one directory and one owner (what is
-//! compressed together comes from one place). Called by the engine's writeback.
+//! Invariant: a placed range replaces dirty bytes only where the version that was handed out still stands, so a write
+//! in between wins. A stream holds one long run of one file, or short runs of files of one directory and one owner
+//! (what is compressed together comes from one place). Called by the engine's writeback.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -27,8 +27,8 @@ const LONGEST_JOB: u64 = 16 << 20;
 /// Which dirty bytes to hand out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Settle {
-    /// What will probably stay: closed files (packed once there is a chunk's worth of one directory), and complete chunks
-    /// of open ones. Under pressure more.
+    /// What will probably stay: closed files (packed once there is a chunk's worth of one directory), and complete
+    /// chunks of open ones. Under pressure more.
     Settled,
     /// Everything but orphans: before a freeze.
     All,

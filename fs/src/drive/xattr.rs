@@ -1,8 +1,8 @@
 //! Extended attributes.
 //!
-//! Invariant: a value of at most `XATTR_DIRECT_MAX - 1` bytes is one record. A longer one fills its record and goes on in
-//! continuation records, whose names begin with a byte that no attribute's name may begin with; "the record is full" says
-//! that there are any. Called by the kernel's border.
+//! Invariant: a value of at most `XATTR_DIRECT_MAX - 1` bytes is one record. A longer one fills its record and goes on
+//! in continuation records, whose names begin with a byte that no attribute's name may begin with; "the record is full"
+//! says that there are any. Called by the kernel's border.
 
 use std::ops::ControlFlow;
 

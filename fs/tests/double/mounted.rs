@@ -1,6 +1,7 @@
 //! A real mount of the double for one test, taken away whatever happens.
 //!
-//! Invariant: a test that panics leaves no mount; a machine without FUSE says so on its output. Used by the mount tests.
+//! Invariant: a test that panics leaves no mount; a machine without FUSE says so on its output. Used by the mount
+//! tests.
 #![allow(
     dead_code,
     missing_docs,
