@@ -32,7 +32,7 @@ fn open(path: &Path) -> File {
         .create(true)
         .truncate(false)
         .open(path)
-        .unwrap()
+        .expect("the file opens")
 }
 
 #[test]

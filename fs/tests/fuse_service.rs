@@ -26,7 +26,7 @@ const STATE: &str = "user.sealdrive.state";
 fn state(path: &Path) -> Result<String, Errno> {
     let mut value = [0; 32];
     let len = rustix::fs::getxattr(path, STATE, &mut value[..])?;
-    Ok(String::from_utf8(value[..len].to_vec()).unwrap())
+    Ok(String::from_utf8(value[..len].to_vec()).expect("the state is text"))
 }
 
 fn code(error: &std::io::Error) -> Option<Errno> {
@@ -38,7 +38,7 @@ fn when_free(request: &Request) -> Outcome {
     for _ in 0..100 {
         match umount(request, &mut |_| {}) {
             Err(UmountError::Busy(_)) => thread::sleep(Duration::from_millis(20)),
-            other => return other.unwrap(),
+            other => return other.expect("it unmounts"),
         }
     }
     panic!("busy for two seconds");

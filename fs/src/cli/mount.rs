@@ -112,8 +112,20 @@ pub(super) fn from_helper(session: &Session, args: Vec<OsString>) -> Result<Exit
             "see mount(8), EXTERNAL HELPERS",
         )
     })?;
+    let remount = call.remount;
     let plan = Plan::parse(Some(call.source), call.mountpoint, call.lists)?;
     if call.fake {
+        return Ok(Exit::Ok);
+    }
+    if remount {
+        attach::remount(&plan.mountpoint, &plan.kernel).map_err(|error| {
+            let what = format!("{}: {error}", plan.mountpoint.display());
+            Failure::new(
+                Exit::MountFailed,
+                what,
+                "is a drive mounted there, and are you root?",
+            )
+        })?;
         return Ok(Exit::Ok);
     }
     plan.carry_out(session, false)

@@ -62,6 +62,11 @@ const FOR_OTHERS: &[&str] = &[
     "default_permissions",
 ];
 
+/// What the mount table shows of a mount with a value: mount(8) hands it back to us at `remount`.
+const SHOWN: &[&str] = &[
+    "comment", "uhelper", "user_id", "group_id", "rootmode", "fd", "subtype", "fsname", "max_read",
+];
+
 impl MountOptions {
     /// Parses comma-separated lists, later words winning over earlier ones as in mount(8).
     /// Returns the words that are neither the kernel's nor known to be meant for someone else.
@@ -136,8 +141,9 @@ impl MountOptions {
 fn is_for_others(word: &str) -> bool {
     word.starts_with("x-")
         || word.starts_with("X-")
-        || word.starts_with("comment=")
-        || word.starts_with("uhelper=")
+        || word
+            .split_once('=')
+            .is_some_and(|(name, _)| SHOWN.contains(&name))
         || FOR_OTHERS.contains(&word)
 }
 
@@ -260,8 +266,16 @@ mod tests {
         assert!(call.verbose && !call.fake);
         assert_eq!(call.lists, ["rw,suid"]);
         assert!(!call.remount);
-        let again =
-            MountCall::parse(["work", "/mnt", "-o", "remount,ro"].map(OsString::from)).unwrap();
+        let again = MountCall::parse(
+            [
+                "work",
+                "/mnt",
+                "-o",
+                "remount,ro,user_id=0,uhelper=fuse.sealdrive",
+            ]
+            .map(OsString::from),
+        )
+        .unwrap();
         assert!(again.remount && MountOptions::parse(again.lists).1.is_empty());
         assert_eq!(
             MountCall::parse(["work".into()]),
