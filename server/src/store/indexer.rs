@@ -55,8 +55,8 @@ fn run(shared: &Shared, batches: &Receiver<Batch>) {
     }
 }
 
-/// Waits for a batch, then for more of them, up to the size of a transaction or `INDEX_DELAY`. `None`: the writer has
-/// stopped.
+/// Waits for a batch, then for more of them, up to the size of a transaction or `INDEX_DELAY`.
+/// `None`: the writer has stopped.
 fn gather(batches: &Receiver<Batch>) -> Option<Batch> {
     let mut all = batches.recv().ok()?;
     let start = instant();

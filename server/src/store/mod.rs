@@ -1,8 +1,8 @@
 //! The store: durable records in packs, found through the index and an in-memory tail of what it does not have yet.
 //!
 //! Invariants: nothing is acknowledged before its pack was synced; what is acknowledged is found at once; an object's
-//! id is written once; a failed sync or index commit stops the store for good, because nobody knows then what is on
-//! disk. One writer thread (writer.rs) owns the open pack, one indexer thread (indexer.rs) the index's write side.
+//! id is written once; a failed sync or index commit stops the store for good, because nobody knows then what is on disk.
+//! One writer thread (writer.rs) owns the open pack, one indexer thread (indexer.rs) the index's write side.
 //! Called by the services; opened by `Server::start`.
 
 mod control;
@@ -365,9 +365,9 @@ impl Store {
         Ok(self.0.shared.index.usage(domain.as_bytes())?)
     }
 
-    /// Rows in the index, without the tail.
-    pub fn indexed(&self) -> Result<u64, StoreError> {
-        Ok(self.0.shared.index.totals()?.0)
+    /// Rows in the index, without the tail, and bytes of objects.
+    pub fn totals(&self) -> Result<(u64, u64), StoreError> {
+        Ok(self.0.shared.index.totals()?)
     }
 
     /// Resolves when the store has stopped by itself, with the reason.
@@ -377,6 +377,11 @@ impl Store {
             Ok(said) => said.clone().unwrap_or_default(),
             Err(_) => std::future::pending().await,
         }
+    }
+
+    /// Why the store has stopped by itself, if it has.
+    pub fn failure(&self) -> Option<String> {
+        self.0.shared.failed.borrow().clone()
     }
 
     /// Writes, syncs and indexes what is queued, then stops. Blocks until then.
@@ -409,6 +414,10 @@ impl Inner {
             if thread.join().is_err() {
                 self.shared.fail("a store thread panicked");
             }
+        }
+        // Others may still hold the store; the file must be free for whoever opens it next.
+        if let Err(error) = self.shared.index.close() {
+            tracing::error!(%error, "closing the index");
         }
     }
 }

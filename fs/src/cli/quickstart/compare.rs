@@ -191,7 +191,6 @@ fn fill(file: &mut File, buffer: &mut [u8]) -> io::Result<usize> {
 
 #[cfg(test)]
 mod tests {
-    use std::path::PathBuf;
 
     use super::super::made;
     use super::*;
