@@ -1,4 +1,4 @@
-//! More at once than fits in memory budgets: many writers, fsyncs in between, commits going on. Prints what it measured.
+//! More at once than fits in memory budgets: many writers, fsyncs in between, commits going on. Prints what it saw.
 
 #![allow(clippy::unwrap_used, unreachable_pub)]
 

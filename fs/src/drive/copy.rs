@@ -1,7 +1,7 @@
 //! copy_file_range(2): extents are copied, not bytes.
 //!
-//! Invariant: what is copied is what a read at that moment would give. Set-id bits are the kernel's business here and in
-//! fallocate: it sends a setattr of its own. Called by the kernel's border.
+//! Invariant: what is copied is what a read at that moment would give. Set-id bits are the kernel's business here and
+//! in fallocate: it sends a setattr of its own. Called by the kernel's border.
 
 use sealdrive_core::extent;
 use sealdrive_core::record::{Ino, MAX_FILE, Time};

@@ -1,8 +1,8 @@
 //! The store: durable records in packs, found through the index and an in-memory tail of what it does not have yet.
 //!
 //! Invariants: nothing is acknowledged before its pack was synced; what is acknowledged is found at once; an object's
-//! id is written once; a failed sync or index commit stops the store for good, because nobody knows then what is on disk.
-//! One writer thread (writer.rs) owns the open pack, one indexer thread (indexer.rs) the index's write side.
+//! id is written once; a failed sync or index commit stops the store for good, because nobody knows then what is on
+//! disk. One writer thread (writer.rs) owns the open pack, one indexer thread (indexer.rs) the index's write side.
 //! Called by the services; opened by `Server::start`.
 
 mod control;
