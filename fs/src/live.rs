@@ -79,12 +79,20 @@ impl Live {
     }
 }
 
+/// Whether the server answers, even if it is another device that may write.
+fn is_online(status: &crate::engine::Status) -> bool {
+    matches!(
+        status.connection,
+        Connection::Online | Connection::Elsewhere | Connection::Refused
+    )
+}
+
 fn progress(status: &crate::engine::Status) -> Progress {
     Progress {
         pending_bytes: status.pending_bytes + status.dirty_bytes,
         pending_objects: status.pending_objects,
         sent_bytes: status.sent_bytes,
-        online: status.connection == Connection::Online,
+        online: is_online(status),
     }
 }
 
@@ -106,7 +114,7 @@ impl Control for Live {
             mounted: !self.draining.load(Ordering::Acquire),
             pid: std::process::id(),
             server: self.facts.server.clone(),
-            online: now.connection == Connection::Online,
+            online: is_online(&now),
             writable: !self.facts.read_only && now.failed.is_none(),
             state: now.weakest().to_owned(),
             pending: progress(&now),

@@ -32,6 +32,8 @@ const CHAIN_PATIENCE: Duration = Duration::from_secs(3);
 /// goes down; what is left is safe and goes out at the next mount.
 const DRAIN_LIMIT: Duration = Duration::from_secs(24 * 3600);
 
+/// How long a machine that does not know the drive yet tries to reach the server before the command says so.
+const JOIN_PATIENCE: Duration = Duration::from_secs(10);
 /// Longest wait for a process that was asked to stop sending and leave the drive to this one.
 const LEAVE_WAIT: Duration = Duration::from_secs(20);
 /// How often that is looked at.
@@ -347,6 +349,7 @@ impl Plan {
         let (uid, gid) = (rustix::process::getuid(), rustix::process::getgid());
         config.owner = (uid.as_raw(), gid.as_raw());
         config.take_over = self.take_over;
+        config.join_patience = JOIN_PATIENCE;
         config.cache_budget = self.cache.unwrap_or(config.cache_budget);
         config.outbox_budget = self.outbox.unwrap_or(config.outbox_budget);
         Ok(config)

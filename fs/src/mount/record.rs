@@ -85,8 +85,18 @@ fn path_of(directory: &Path, id: &str) -> PathBuf {
     directory.join(format!("mount-{id}.json"))
 }
 
+/// Whether a process still runs. One that was killed and that nobody has waited for yet (a container's first process
+/// may never do so) runs no more.
 fn is_alive(pid: u32) -> bool {
-    Path::new("/proc").join(pid.to_string()).exists()
+    let stat = fs::read_to_string(Path::new("/proc").join(pid.to_string()).join("stat"));
+    // "PID (NAME) STATE …": the name may hold anything, so from its last bracket on.
+    stat.is_ok_and(|stat| {
+        !stat
+            .rsplit(") ")
+            .next()
+            .unwrap_or_default()
+            .starts_with(['Z', 'X'])
+    })
 }
 
 impl Record {
@@ -160,6 +170,25 @@ mod tests {
         sweep(dir.path());
         assert!(live.again(dir.path()).is_some());
         assert!(dead.again(dir.path()).is_none());
+    }
+
+    /// A mount was killed, its device number went to the next mount, and in a container nobody had waited for the
+    /// killed process: umount took the dead record for the new mount's and said that data was left.
+    #[test]
+    fn a_killed_process_that_nobody_waited_for_is_dead() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        let killed = record("a", child.id(), Phase::Mounted);
+        killed.write(dir.path()).unwrap();
+        let end = crate::clock::now() + std::time::Duration::from_secs(10);
+        while Record::find(dir.path(), "0:45").is_some() {
+            assert!(crate::clock::now() < end, "a zombie counts as alive");
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        let live = record("b", std::process::id(), Phase::Mounted);
+        live.write(dir.path()).unwrap();
+        assert_eq!(Record::find(dir.path(), "0:45"), Some(live));
+        child.wait().unwrap();
     }
 
     /// A device number is free for the next mount as soon as the last is gone, while its daemon still drains: umount
