@@ -66,8 +66,10 @@ pub const EVENTS_KEPT: usize = 100;
 pub const NODE_WAIT: Duration = Duration::from_secs(5);
 /// Wait for the server's head at open on a machine that could do without it: mounting offline stays quick.
 pub const JOIN_PATIENCE_LEAST: Duration = Duration::from_secs(3);
-/// Pause of the writeback pace when there was nothing to hand out.
-pub const PACE_LEAST: Duration = Duration::from_millis(10);
+/// Pause of the writeback pace when nothing could be handed out and little came since.
+pub const PACE_IDLE: Duration = Duration::from_millis(400);
+/// More dirty bytes than at the last fruitless look that make another look worth its while.
+pub const WRITEBACK_STEP: u64 = 4 << 20;
 /// Pause after a checkpoint that could not be made: each attempt stops writers for a moment.
 pub const CHECKPOINT_RETRY: Duration = Duration::from_secs(1);
 /// Free bytes kept on the disk of the local state: journal, checkpoint and tree nodes must still fit when writes are

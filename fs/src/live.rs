@@ -16,7 +16,7 @@ use crate::clock;
 use crate::control::{Control, Progress, Refusal, Status};
 use crate::drive::{Answer, Drive, Progress as Way};
 use crate::engine::{BlobError, Connection, Engine, SyncError};
-use crate::fuse::{Backing, BackingError, Space};
+use crate::fuse::{Backing, BackingError, ChunkNow, Space};
 
 /// A wait that no deadline ends: years, because clocks overflow.
 const NO_DEADLINE: Duration = Duration::from_secs(10 * 365 * 86_400);
@@ -215,8 +215,12 @@ impl Backing for Live {
         self.engine.node(reference, deadline).map_err(backing_error)
     }
 
-    fn chunk_local(&self, reference: &Reference) -> Result<Option<Bytes>, BackingError> {
-        self.engine.chunk_local(reference).map_err(backing_error)
+    fn chunk_now(&self, reference: &Reference) -> ChunkNow {
+        match self.engine.chunk_ready(reference) {
+            Some(plain) => ChunkNow::Ready(plain),
+            None if self.engine.chunk_is_here(reference) => ChunkNow::Near,
+            None => ChunkNow::Far,
+        }
     }
 
     fn chunk(&self, reference: &Reference, deadline: Instant) -> Result<Bytes, BackingError> {

@@ -109,15 +109,24 @@ impl Drive {
         !result.timed_out()
     }
 
-    /// Waits until there are `bytes` dirty bytes or the time is up; returns the dirty bytes.
+    /// Waits until there are `bytes` dirty bytes that no job has, until [`Self::nudge`], or until the time is up;
+    /// returns how many there are.
     pub fn wait_for_dirty(&self, bytes: u64, at_most: Duration) -> u64 {
         let mut guard = self.peek();
         guard.wake_at = bytes;
-        let (guard, _) = self
+        let idle = |s: &mut State| s.waiting_bytes() < bytes && !s.closed && !s.nudged;
+        let (mut guard, _) = self
             .work
-            .wait_timeout_while(guard, at_most, |s| s.dirty_bytes < bytes && !s.closed)
+            .wait_timeout_while(guard, at_most, idle)
             .unwrap_or_else(PoisonError::into_inner);
-        guard.dirty_bytes
+        guard.nudged = false;
+        guard.waiting_bytes()
+    }
+
+    /// Ends the present, or else the next, `wait_for_dirty`: the engine has another reason to look.
+    pub fn nudge(&self) {
+        self.peek().nudged = true;
+        self.work.notify_all();
     }
 
     /// Bytes written and not yet placed in chunks.
@@ -227,9 +236,9 @@ impl Drive {
         Ok(guard)
     }
 
-    /// Wakes the engine if as much is dirty as it waits for.
+    /// Wakes the engine if as much waits to be handed out as it waits for.
     pub(super) fn announce(&self, s: &State) {
-        if s.dirty_bytes >= s.wake_at {
+        if s.waiting_bytes() >= s.wake_at {
             self.work.notify_all();
         }
     }

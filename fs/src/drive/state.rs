@@ -96,8 +96,10 @@ pub(super) struct State {
     pub(super) full: bool,
     /// Shut down: changes are refused.
     pub(super) closed: bool,
-    /// Dirty bytes the engine wants to be woken at.
+    /// Dirty bytes that no job has at which the engine wants to be woken.
     pub(super) wake_at: u64,
+    /// The engine is to look now.
+    pub(super) nudged: bool,
     /// Index of this writer in the membership chain: top 16 bits of the inode numbers it gives out.
     pub(super) writer: u16,
 }
@@ -128,6 +130,7 @@ impl State {
             full: false,
             closed: false,
             wake_at: u64::MAX,
+            nudged: false,
             writer: 0,
         }
     }

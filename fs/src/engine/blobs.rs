@@ -135,8 +135,13 @@ impl Blobs {
         Ok(reference)
     }
 
+    /// The plaintext of a chunk, if it is in memory.
+    pub(super) fn ready(&self, r: &Reference) -> Option<Bytes> {
+        self.decoded.get(&r.cid)
+    }
+
     /// The plaintext, if it is in memory or in a local pack. May read the disk; never waits for the network.
-    pub(super) fn local(&self, kind: Kind, r: &Reference) -> Result<Option<Bytes>, BlobError> {
+    fn local(&self, kind: Kind, r: &Reference) -> Result<Option<Bytes>, BlobError> {
         if let Some(chunk) = self.decoded.get(&r.cid) {
             return Ok(Some(chunk));
         }

@@ -157,6 +157,7 @@ impl Engine {
             };
             m.wanted = m.wanted.max(target);
         });
+        shared.drive.nudge();
         loop {
             let pause = deadline.min(clock::now() + Duration::from_millis(500));
             let over = |m: &progress::Milestones| {
@@ -179,9 +180,14 @@ impl Engine {
         }
     }
 
-    /// A chunk's plaintext if no network is needed for it. May read the disk.
-    pub fn chunk_local(&self, reference: &Reference) -> Result<Option<Bytes>, BlobError> {
-        self.running.shared.blobs.local(Kind::Data, reference)
+    /// A chunk's plaintext if it is in memory.
+    pub fn chunk_ready(&self, reference: &Reference) -> Option<Bytes> {
+        self.running.shared.blobs.ready(reference)
+    }
+
+    /// Whether a chunk can be had without the network. May read the disk.
+    pub fn chunk_is_here(&self, reference: &Reference) -> bool {
+        self.running.shared.blobs.is_here(Kind::Data, reference)
     }
 
     /// A chunk's plaintext before `deadline`. Readers of the same chunk share one fetch. Blocks.

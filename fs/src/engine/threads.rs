@@ -40,6 +40,7 @@ use crate::clock;
 use crate::drive::{Drive, DriveError};
 use crate::journal::Journal;
 use crate::limits::{CACHE_QUEUE, PACE_INTERVAL};
+use crate::priority;
 use crate::remote::Remote;
 use crate::store::Store;
 
@@ -57,7 +58,7 @@ pub(super) struct Running {
     /// Those that may be waiting for the network: joined when it is gone.
     readers: Mutex<Vec<JoinHandle<()>>>,
     remote: Option<Arc<dyn Remote>>,
-    runtime: Mutex<Option<Runtime>>,
+    runtimes: Mutex<Vec<Runtime>>,
     _lock: File,
 }
 
@@ -70,6 +71,16 @@ fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<JoinHandle<
         .name(name.to_owned())
         .spawn(body)
         .map_err(io("starting a thread"))
+}
+
+/// Threads for network tasks, `nice` by so much.
+fn network(name: &str, threads: usize, nice: i32) -> std::io::Result<Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(threads)
+        .thread_name(name)
+        .on_thread_start(move || priority::step_back(nice))
+        .enable_all()
+        .build()
 }
 
 /// One process per drive and machine: two would append to the same journal.
@@ -115,12 +126,10 @@ impl Running {
     /// Brings the drive back and starts everything.
     pub(super) fn start(config: EngineConfig) -> Result<Self, EngineError> {
         let lock = lock_dir(&config.dir)?;
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(2)
-            .thread_name("net")
-            .enable_all()
-            .build()
-            .map_err(io("starting the network threads"))?;
+        let starting = io("starting the network threads");
+        let runtime = network("net", 2, 0).map_err(&starting)?;
+        // What is sent waits for what is asked for, and for everything else on this machine.
+        let bulk = network("upload", 1, priority::BACKGROUND).map_err(&starting)?;
         let events = Arc::<Events>::default();
         let mut records = Records::open(&config.dir, config.drive, &config.local)?;
         let store = Arc::new(Store::open(&config.dir, config.cache_budget)?);
@@ -193,7 +202,11 @@ impl Running {
             has_remote: remote.is_some(),
             not_before: clock::now(),
         };
-        threads.insert(0, spawn("pace", move || pace.run())?);
+        let pacing = move || {
+            priority::step_back(priority::SEALING);
+            pace.run()
+        };
+        threads.insert(0, spawn("pace", pacing)?);
         let mut tasks = Vec::new();
         if let (Some(remote), Some(chain)) = (&remote, chain) {
             let committer = Committer {
@@ -211,11 +224,15 @@ impl Running {
             threads.insert(1, spawn("commit", move || committer.run())?);
             if let Some(root) = start.checkpoint.root {
                 let shared = Arc::clone(&shared);
-                readers.push(spawn("warm", move || warm::run(&shared, root))?);
+                let warming = move || {
+                    priority::step_back(priority::BACKGROUND);
+                    warm::run(&shared, root)
+                };
+                readers.push(spawn("warm", warming)?);
             }
             let (shared, events) = (Arc::clone(&shared), Arc::clone(&shared.events));
             let uploading = upload::run(shared, Arc::clone(remote), lease.clone(), stopped.clone());
-            tasks.push(runtime.spawn(uploading));
+            tasks.push(bulk.spawn(uploading));
             let keeping = lease::keep(
                 Arc::clone(remote),
                 lease_state,
@@ -228,6 +245,7 @@ impl Running {
         }
         let for_copies = Arc::clone(&shared);
         threads.push(spawn("copies", move || {
+            priority::step_back(priority::BACKGROUND);
             keep_copies(&for_copies, &copy_queue)
         })?);
         let for_flush = Arc::clone(&shared);
@@ -243,7 +261,7 @@ impl Running {
             threads: Mutex::new(threads),
             readers: Mutex::new(readers),
             remote,
-            runtime: Mutex::new(Some(runtime)),
+            runtimes: Mutex::new(vec![bulk, runtime]),
             _lock: lock,
         })
     }
@@ -271,6 +289,7 @@ impl Running {
             m.closing = true;
             m.quit |= !last_checkpoint;
         });
+        self.shared.drive.nudge();
         let _ = pace.join();
         self.shared.progress.update(|m| m.quit = true);
         self.shared.blobs.close();
@@ -282,17 +301,16 @@ impl Running {
             let _ = thread.join();
         }
         let tasks = std::mem::take(&mut *self.tasks.lock().unwrap_or_else(PoisonError::into_inner));
-        if let Some(runtime) = self
-            .runtime
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take()
-        {
+        let mut runtimes =
+            std::mem::take(&mut *self.runtimes.lock().unwrap_or_else(PoisonError::into_inner));
+        if let Some(runtime) = runtimes.last() {
             runtime.block_on(async {
                 for task in tasks {
                     let _ = tokio::time::timeout(Duration::from_secs(3), task).await;
                 }
             });
+        }
+        for runtime in runtimes.drain(..) {
             runtime.shutdown_timeout(Duration::from_secs(1));
         }
         let readers =

@@ -37,6 +37,17 @@ pub enum BackingError {
     Disk(String),
 }
 
+/// Where a chunk's plaintext is, seen from the thread that would answer with it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ChunkNow {
+    /// In memory: this is it.
+    Ready(Bytes),
+    /// On this machine, sealed: some hundred microseconds, perhaps a disk.
+    Near,
+    /// On the server only.
+    Far,
+}
+
 /// Room as statfs(2) tells it, bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Space {
@@ -57,8 +68,8 @@ pub trait Backing: Send + Sync + 'static {
     /// Gives the drive a tree node it found missing, from the server if need be.
     fn node(&self, reference: &Reference, deadline: Instant) -> Result<(), BackingError>;
 
-    /// The plaintext of a chunk, if it is on this machine.
-    fn chunk_local(&self, reference: &Reference) -> Result<Option<Bytes>, BackingError>;
+    /// Where a chunk is now. Opens nothing.
+    fn chunk_now(&self, reference: &Reference) -> ChunkNow;
 
     /// The plaintext of a chunk, from the server if need be.
     fn chunk(&self, reference: &Reference, deadline: Instant) -> Result<Bytes, BackingError>;

@@ -1,7 +1,7 @@
 //! Requests about the content of files: read, write, fsync, and finding data and holes.
 //!
 //! Invariant: bytes are copied once on their way in; a read is answered by its loop thread when everything it needs
-//! is on this machine. Called by the door.
+//! is in memory, and waits for the disk and for the network in different pools. Called by the door.
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use bytes::Bytes;
 use fuser::{Errno, INodeNo, ReplyData, ReplyEmpty, ReplyLseek, ReplyWrite, ReplyXattr};
 use sealdrive_core::record::Ino;
 
-use super::backing::{Backing, BackingError};
+use super::backing::{Backing, BackingError, ChunkNow};
 use super::calls::{Calls, DISK_LIMIT, FETCH_LIMIT, Stop, Waits, now};
 use super::read::{assemble, references};
 use super::reply::Refuse;
@@ -17,14 +17,17 @@ use crate::clock;
 use crate::drive::{Drive, Plan, Seek};
 
 /// Why a read cannot be answered on its loop thread.
-enum NotHere {
-    Failed(BackingError),
+enum NotReady {
+    /// The plan does not fit a chunk.
+    Damaged(BackingError),
+    /// The first chunk that is not in memory is on this machine, or not.
+    Near,
     Far,
 }
 
-impl From<BackingError> for NotHere {
+impl From<BackingError> for NotReady {
     fn from(error: BackingError) -> Self {
-        Self::Failed(error)
+        Self::Damaged(error)
     }
 }
 
@@ -52,21 +55,30 @@ impl<B: Backing> Calls<B> {
                 }
             };
             self.read_ahead(ino, handle, offset, &plan);
-            let near = assemble(&plan, |reference| {
-                match self.backing.chunk_local(reference) {
-                    Ok(Some(bytes)) => Ok(bytes),
-                    Ok(None) => Err(NotHere::Far),
-                    Err(error) => Err(NotHere::Failed(error)),
-                }
+            let ready = assemble(&plan, |reference| match self.backing.chunk_now(reference) {
+                ChunkNow::Ready(bytes) => Ok(bytes),
+                ChunkNow::Near => Err(NotReady::Near),
+                ChunkNow::Far => Err(NotReady::Far),
             });
-            match near {
+            match ready {
                 Ok(bytes) => reply.data(&bytes),
-                Err(NotHere::Failed(error)) => reply.refuse(self.failed("read", &error)),
-                Err(NotHere::Far) => {
+                Err(NotReady::Damaged(error)) => reply.refuse(self.failed("read", &error)),
+                // Opening a chunk takes as long as a hundred small requests: they do not wait behind it.
+                Err(NotReady::Near) if self.all_near(&plan) => {
+                    self.on_disk("read", move |calls| calls.read_far(&plan, reply))
+                }
+                Err(NotReady::Near | NotReady::Far) => {
                     self.on_network("read", move |calls| calls.read_far(&plan, reply))
                 }
             }
         });
+    }
+
+    /// Whether no chunk of the plan needs the network.
+    fn all_near(&self, plan: &Plan) -> bool {
+        references(plan)
+            .iter()
+            .all(|reference| self.backing.chunk_now(reference) != ChunkNow::Far)
     }
 
     fn read_far(&self, plan: &Plan, reply: ReplyData) {

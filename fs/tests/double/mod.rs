@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use sealdrive::drive::{Answer, Drive, DriveError, Job, JobDone, Placed, Progress, Settle};
-use sealdrive::fuse::{Backing, BackingError, Space};
+use sealdrive::fuse::{Backing, BackingError, ChunkNow, Space};
 use sealdrive_core::merge;
 use sealdrive_core::node::Node;
 use sealdrive_core::record::{Extent, Ino, Time};
@@ -305,12 +305,14 @@ impl Backing for Double {
         Ok(())
     }
 
-    fn chunk_local(&self, reference: &Reference) -> Result<Option<Bytes>, BackingError> {
+    fn chunk_now(&self, reference: &Reference) -> ChunkNow {
         if self.far.load(Ordering::Relaxed) {
-            return Ok(None);
+            return ChunkNow::Far;
         }
-        self.chunk(reference, Instant::now() + Duration::from_secs(60))
-            .map(Some)
+        match self.chunk(reference, Instant::now()) {
+            Ok(plain) => ChunkNow::Ready(plain),
+            Err(_) => ChunkNow::Near,
+        }
     }
 
     fn chunk(&self, reference: &Reference, deadline: Instant) -> Result<Bytes, BackingError> {

@@ -120,7 +120,7 @@ impl Session {
 /// Keeps one logged-in connection to one server for one identity.
 pub(super) struct Line {
     pub(super) server: Server,
-    pub(super) identity: Identity,
+    pub(super) identity: Arc<Identity>,
     held: Mutex<Held>,
 }
 
@@ -131,10 +131,10 @@ struct Held {
 }
 
 impl Line {
-    pub(super) fn new(server: Server, identity: Identity) -> Self {
+    pub(super) fn new(server: Server, identity: impl Into<Arc<Identity>>) -> Self {
         Self {
             server,
-            identity,
+            identity: identity.into(),
             held: Mutex::default(),
         }
     }
