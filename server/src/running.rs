@@ -258,6 +258,11 @@ impl Running {
         self.core.store.failed().await
     }
 
+    /// Returns once the storage has answered; waits as long as that takes.
+    pub async fn pulse(&self) -> Result<(), StoreError> {
+        self.core.store.pulse().await
+    }
+
     /// Stops accepting, lets calls end within `limits::SHUTDOWN`, writes the index, closes.
     pub async fn shutdown(mut self) -> Result<(), StartError> {
         self.core.stop();

@@ -258,6 +258,11 @@ impl From<MountError> for Failure {
                 error.to_string(),
                 "is the kernel's fuse module of this decade?",
             ),
+            MountError::Silent(_) => Self::new(
+                Exit::MountFailed,
+                error.to_string(),
+                "try again with SEALDRIVE_LOG=info; nothing was lost",
+            ),
             MountError::Close(_) => Self::new(
                 Exit::Lost,
                 error.to_string(),
