@@ -179,7 +179,7 @@ fn open_book(
             Err(error) => log_broken(record.owner, &error),
         }
     }
-    book.restart_leases(clock::unix_ms());
+    book.restart_leases(clock::steady_ms());
     Ok((book, store, damage))
 }
 

@@ -95,7 +95,7 @@ impl From<RemoteError> for Failure {
                 Exit::WrongKey,
                 "this device may have been revoked; `sealdrive recover` enrols it anew",
             ),
-            RemoteError::Tampered(_) => (
+            RemoteError::Tampered(_) | RemoteError::WrongServer(_) => (
                 Exit::Tampered,
                 "someone may be between you and the server, or it is another server; get a new connect string in a \
                  way you trust",

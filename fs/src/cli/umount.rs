@@ -25,7 +25,8 @@ Examples:
                                              sending goes on in the background while the machine is up.
   umount ~/Drive                             The same for root, once scripts/install-helpers has run.
 
-Without --timeout (or umount_wait=TIME among the mount options) it gives up when the server took nothing for two minutes.";
+Without --timeout (or umount_wait=TIME among the mount options) it gives up when the server took nothing for two
+minutes.";
 
 /// Unmount a drive and wait until everything is on the server.
 #[derive(Debug, Parser)]
