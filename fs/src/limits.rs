@@ -75,3 +75,6 @@ pub const CHECKPOINT_RETRY: Duration = Duration::from_secs(1);
 /// Free bytes kept on the disk of the local state: journal, checkpoint and tree nodes must still fit when writes are
 /// refused, or nothing would ever drain.
 pub const RESERVED_FREE: u64 = 64 << 20;
+/// A umount without a limit of its own gives up (exit code 23) when the server took nothing for this long: sending goes
+/// on in the background, and a command must not hang because a network is away.
+pub const UMOUNT_STALL: Duration = Duration::from_secs(120);

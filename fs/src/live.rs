@@ -263,13 +263,12 @@ impl Backing for Live {
     fn shutdown(
         &self,
         deadline: Instant,
-        progress: &mut dyn FnMut(u64),
+        progress: &mut dyn FnMut(u64) -> bool,
     ) -> Result<u64, BackingError> {
         let left = |status: &crate::engine::Status| status.pending_bytes + status.dirty_bytes;
         self.draining.store(true, Ordering::Release);
         let sent = self.engine.sync_server(deadline, |status| {
-            progress(left(status));
-            !self.leaving.load(Ordering::Acquire)
+            progress(left(status)) && !self.leaving.load(Ordering::Acquire)
         });
         let pending = left(&self.engine.status());
         // Everything that can be sent is: the rest is made durable here and all threads end.

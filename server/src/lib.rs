@@ -10,6 +10,7 @@ pub mod identity;
 pub mod index;
 pub mod invites;
 pub mod limits;
+pub mod notify;
 mod private_file;
 mod running;
 pub mod service;

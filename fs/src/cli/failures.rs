@@ -95,7 +95,7 @@ impl From<RemoteError> for Failure {
                 Exit::WrongKey,
                 "this device may have been revoked; `sealdrive recover` enrols it anew",
             ),
-            RemoteError::Tampered(_) => (
+            RemoteError::Tampered(_) | RemoteError::WrongServer(_) => (
                 Exit::Tampered,
                 "someone may be between you and the server, or it is another server; get a new connect string in a \
                  way you trust",
@@ -257,6 +257,11 @@ impl From<MountError> for Failure {
                 Exit::MountFailed,
                 error.to_string(),
                 "is the kernel's fuse module of this decade?",
+            ),
+            MountError::Silent(_) => Self::new(
+                Exit::MountFailed,
+                error.to_string(),
+                "try again with SEALDRIVE_LOG=info; nothing was lost",
             ),
             MountError::Close(_) => Self::new(
                 Exit::Lost,

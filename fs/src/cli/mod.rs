@@ -11,6 +11,7 @@ mod mount;
 mod output;
 mod passphrase;
 mod progress;
+mod quantity;
 mod quickstart;
 mod recover;
 mod select;

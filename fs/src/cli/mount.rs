@@ -14,6 +14,7 @@ use serde::Serialize;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::exit::{Exit, Failure};
+use super::quantity::{parse_size, parse_time};
 use super::{Session, passphrase};
 use crate::account::{Numbers, Opened};
 use crate::clock;
@@ -24,7 +25,7 @@ use crate::keystore::DriveKeys;
 use crate::live::{Facts, Live};
 use crate::mount::daemon::{self, Started};
 use crate::mount::options::{MountCall, MountOptions, OtherOption};
-use crate::mount::{Ended, Spec, attach, serve};
+use crate::mount::{Ended, Spec, attach, place, serve};
 
 /// How long a mount waits for news of the account before it goes on without: mounting works offline.
 const CHAIN_PATIENCE: Duration = Duration::from_secs(3);
@@ -51,6 +52,8 @@ Options for -o, besides those of mount(8) (ro, noexec, allow_other, sync, suid, 
   outbox=SIZE    room for what the server does not have yet; beyond it writes get ENOSPC (default 20G)
   home=DIR       as --home, for /etc/fstab
   take_over      as --take-over
+  umount_wait=TIME   how long a plain umount waits for the server, such as 30s or 10min; then it ends with code 23 and
+                 sending goes on in the background (default: as long as the server takes something)
 
 The mount is there at once, also without a network: sending and fetching go on in the background.";
 
@@ -86,6 +89,7 @@ struct Plan {
     take_over: bool,
     cache: Option<u64>,
     outbox: Option<u64>,
+    umount_wait: Option<Duration>,
     cache_dir: Option<PathBuf>,
 }
 
@@ -164,6 +168,7 @@ impl Plan {
             take_over: false,
             cache: None,
             outbox: None,
+            umount_wait: None,
             cache_dir,
         };
         for option in others {
@@ -177,6 +182,7 @@ impl Plan {
             ("home", Some(dir)) => self.home = Some(dir.into()),
             ("cache", Some(size)) => self.cache = Some(parse_size(&size)?),
             ("outbox", Some(size)) => self.outbox = Some(parse_size(&size)?),
+            ("umount_wait", Some(time)) => self.umount_wait = Some(parse_time(&time)?),
             ("take_over", None) => self.take_over = true,
             _ => {
                 return Err(Failure::new(
@@ -197,8 +203,7 @@ impl Plan {
             None => session.home.clone(),
         };
         // What can be known without keys is said at once.
-        attach::prepare(&self.mountpoint)
-            .map_err(|error| Failure::mount_point(&self.mountpoint, &error))?;
+        self.place()?;
         if foreground {
             return self.serve(session, &home);
         }
@@ -234,6 +239,14 @@ impl Plan {
         }
     }
 
+    /// Where it is to be mounted. A dead mount there is left in place: unlocking takes a while, and the new one must
+    /// follow it at once.
+    fn place(&self) -> Result<PathBuf, Failure> {
+        place::look(&self.mountpoint)
+            .map(|place| place.path)
+            .map_err(|error| Failure::mount_point(&self.mountpoint, &error))
+    }
+
     /// The same mount, for the process that stays.
     fn daemon_args(&self, home: &Home) -> Result<Vec<OsString>, Failure> {
         let absolute = |path: &Path| {
@@ -266,9 +279,7 @@ impl Plan {
         let place = super::helper_process()?;
         // Before the terminal is left: it may be needed for the passphrase.
         let opened = Opened::open(home, &place, passphrase::existing)?;
-        let mountpoint = std::fs::canonicalize(&self.mountpoint).map_err(|error| {
-            Failure::mount_point(&self.mountpoint, &attach::AttachError::MountPoint(error))
-        })?;
+        let mountpoint = self.place()?;
         daemon::detach_from_terminal();
         let drive = choose(&opened, self.drive.as_deref())?;
         let config = self.config(home, &opened, drive)?;
@@ -296,6 +307,7 @@ impl Plan {
             mountpoint,
             options: self.kernel,
             drain_limit: DRAIN_LIMIT,
+            umount_wait: self.umount_wait,
         };
         let ended = serve(live, &spec, || {
             daemon::announce_ready();
@@ -422,63 +434,29 @@ fn choose<'a>(opened: &'a Opened, name: Option<&str>) -> Result<&'a DriveKeys, F
     })
 }
 
-/// A size as people write it: digits, and K, M, G or T for powers of 1024.
-fn parse_size(text: &str) -> Result<u64, Failure> {
-    let wrong = || {
-        let what = format!("{text:?} is not a size");
-        Failure::new(Exit::Usage, what, "write it as 500M or 20G")
-    };
-    let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
-    let shift = match text[digits.len()..]
-        .to_ascii_uppercase()
-        .trim_end_matches("IB")
-        .trim_end_matches('B')
-    {
-        "" => 0,
-        "K" => 10,
-        "M" => 20,
-        "G" => 30,
-        "T" => 40,
-        _ => return Err(wrong()),
-    };
-    let number: u64 = digits.parse().map_err(|_| wrong())?;
-    number.checked_mul(1 << shift).ok_or_else(wrong)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn sizes_and_options_of_ours() {
-        for (text, bytes) in [
-            ("0", 0),
-            ("512", 512),
-            ("10k", 10 << 10),
-            ("3G", 3 << 30),
-            ("1TiB", 1 << 40),
-        ] {
-            assert_eq!(parse_size(text).unwrap(), bytes, "{text}");
-        }
-        for text in ["", "G", "-1", "1X", "99999999999T", "1.5G"] {
-            assert!(parse_size(text).is_err(), "{text}");
-        }
+    fn options_of_ours() {
         let plan = Plan::parse(
             Some("sealdrive:work".into()),
             "/mnt".into(),
             vec![
-                "ro,cache=1G,take_over".to_owned(),
+                "ro,cache=1G,take_over,umount_wait=90s".to_owned(),
                 "_netdev,home=/h".to_owned(),
             ],
         )
         .unwrap();
         assert_eq!(plan.drive.as_deref(), Some("work"));
         assert!(plan.kernel.read_only && plan.take_over);
+        assert_eq!(plan.umount_wait, Some(Duration::from_secs(90)));
         assert_eq!(
             (plan.cache, plan.home),
             (Some(1 << 30), Some(PathBuf::from("/h")))
         );
-        for list in ["cash=1G", "cache", "take_over=1"] {
+        for list in ["cash=1G", "cache", "take_over=1", "umount_wait=soon"] {
             let failure = Plan::parse(None, "/mnt".into(), vec![list.to_owned()]).unwrap_err();
             assert_eq!(failure.exit, Exit::Usage, "{list}");
         }

@@ -31,6 +31,8 @@ pub enum EventKind {
     Fork,
     /// This device has local state but its memory of the head is gone or damaged.
     PinsMissing,
+    /// Another server answers at the address of ours.
+    WrongServer,
     /// Another device writes this drive now.
     Fenced,
     /// A write or fsync of local state failed: nothing more is written.

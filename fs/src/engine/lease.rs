@@ -57,11 +57,20 @@ pub(super) async fn keep(
 ) {
     let mut backoff = Backoff::default();
     let mut take_over = take_over;
+    let mut impostor = false;
     loop {
         let held = state.borrow().held().map_or(0, |(epoch, _)| epoch);
         let answer = timeout(CALL_DEADLINE, remote.acquire_lease(take_over, held)).await;
         let answer =
             answer.unwrap_or_else(|_| Err(RemoteError::Unreachable("no answer in time".into())));
+        if let Err(e @ RemoteError::WrongServer(_)) = &answer {
+            // Once a visit, not once an attempt.
+            if !std::mem::replace(&mut impostor, true) {
+                events.push(EventKind::WrongServer, e.to_string());
+            }
+        } else if answer.is_ok() {
+            impostor = false;
+        }
         let pause = match answer {
             Ok(lease) if lease.granted => {
                 backoff.reset();

@@ -90,10 +90,10 @@ pub trait Backing: Send + Sync + 'static {
     fn event(&self, operation: &'static str, text: &str);
 
     /// Sends everything to the server and stops. Returns the bytes the server still lacks at the deadline; `progress`
-    /// is told them in between. An error means that the local disk failed as well.
+    /// is told them in between and answers whether to go on. An error means that the local disk failed as well.
     fn shutdown(
         &self,
         deadline: Instant,
-        progress: &mut dyn FnMut(u64),
+        progress: &mut dyn FnMut(u64) -> bool,
     ) -> Result<u64, BackingError>;
 }

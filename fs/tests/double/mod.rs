@@ -371,7 +371,7 @@ impl Backing for Double {
     fn shutdown(
         &self,
         _deadline: Instant,
-        progress: &mut dyn FnMut(u64),
+        progress: &mut dyn FnMut(u64) -> bool,
     ) -> Result<u64, BackingError> {
         progress(self.drive.dirty_bytes());
         self.checkpoint();

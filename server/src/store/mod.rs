@@ -370,6 +370,14 @@ impl Store {
         Ok(self.0.shared.index.totals()?)
     }
 
+    /// Returns once writer and index have answered: that they are alive, and nothing else.
+    pub async fn pulse(&self) -> Result<(), StoreError> {
+        self.put(Vec::new()).await?;
+        self.read(RecordKind::Object, &[0; 32], &[0; 32])
+            .await
+            .map(drop)
+    }
+
     /// Resolves when the store has stopped by itself, with the reason.
     pub async fn failed(&self) -> String {
         let mut failed = self.0.shared.failed.subscribe();

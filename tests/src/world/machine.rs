@@ -178,7 +178,8 @@ pub(super) fn is_mounted(point: &Path) -> bool {
     table
         .lines()
         .any(|line| line.split(' ').nth(4) == Some(wanted))
-        && std::fs::metadata(point).is_ok()
+        // Opening it, because the kernel remembers what stat would ask, also of a mount whose daemon has died.
+        && std::fs::read_dir(point).is_ok()
 }
 
 /// Takes a mount away, busy or dead; none there is fine.

@@ -186,7 +186,10 @@ impl Line {
     {
         let (session, _) = self.session().await?;
         let answer = within(call(session.channel.clone())).await;
-        if matches!(answer, Err(RemoteError::Unreachable(_))) {
+        if matches!(
+            answer,
+            Err(RemoteError::Unreachable(_) | RemoteError::WrongServer(_))
+        ) {
             self.drop_session(&session).await;
         }
         answer
@@ -218,7 +221,7 @@ impl Line {
             again = false;
             match attempt.await {
                 Err(RemoteError::Unauthenticated(_)) if retry => session.forget_token().await,
-                Err(error @ RemoteError::Unreachable(_)) => {
+                Err(error @ (RemoteError::Unreachable(_) | RemoteError::WrongServer(_))) => {
                     self.drop_session(&session).await;
                     if !retry {
                         return Err(error);
