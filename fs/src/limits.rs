@@ -73,3 +73,15 @@ pub const CHECKPOINT_RETRY: Duration = Duration::from_secs(1);
 /// Free bytes kept on the disk of the local state: journal, checkpoint and tree nodes must still fit when writes are
 /// refused, or nothing would ever drain.
 pub const RESERVED_FREE: u64 = 64 << 20;
+/// Entries below a directory that one question about their state looks at: bounds the work a question makes.
+pub const BELOW_MOST: u64 = 200_000;
+/// Longest time it looks.
+pub const BELOW_LONGEST: Duration = Duration::from_secs(10);
+/// Longest wait for the kernel to hand over its dirty pages to one who asks for the state: after that they count as
+/// dirty, which they are.
+pub const CALL_IN_LONGEST: Duration = Duration::from_secs(10);
+/// Longest wait for the server's word when a monitor asks and it has been silent for too long.
+pub const HEAR_LONGEST: Duration = Duration::from_secs(5);
+/// Longest wait of a mount for the server's first word, the writer lease: a drive that another machine writes is then
+/// read-only from the beginning, and one whose server is away mounts all the same.
+pub const LEASE_PATIENCE: Duration = Duration::from_secs(5);

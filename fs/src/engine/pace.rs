@@ -55,6 +55,7 @@ impl Pace {
                 .drive
                 .wait_for_dirty(WRITEBACK_ROUND / 2, PACE_INTERVAL);
             self.shared.watch_space();
+            self.shared.note_waiting();
             if !self.write_back() {
                 // All that is dirty is with the workers, or cannot go yet: asking again at once would change nothing.
                 self.shared
