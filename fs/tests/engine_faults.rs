@@ -80,8 +80,8 @@ fn what_was_synced_survives_a_crash_at_every_step() {
             assert_eq!(machine.read("/later"), noise(2, 2_000_000), "at {name}");
             assert_eq!(machine.read("/small"), b"small", "at {name}");
         }
-        // The server went on after the copy was taken: a copy from before the commit was signed finds a stranger's, sets
-        // aside what it has, and goes on from there.
+        // The server went on after the copy was taken: a copy from before the commit was signed finds a stranger's,
+        // sets aside what it has, and goes on from there.
         let expected = [EventKind::Fenced, EventKind::SetAside];
         let unexpected = |event: &Event| !expected.contains(&event.kind);
         assert!(

@@ -118,8 +118,8 @@ impl World {
 
     fn status(&self, home: &str) -> serde_json::Value {
         let done = self.run(home, &["--json", "status"]);
-        assert!([0, 23].contains(&done.code), "{}", done.stderr);
-        serde_json::from_str(&done.stdout).unwrap()
+        assert!([0, 23].contains(&done.code), "{}", done.err);
+        serde_json::from_str(&done.out).unwrap()
     }
 
     fn daemon(&self, home: &str) -> rustix::process::Pid {

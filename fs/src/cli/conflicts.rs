@@ -1,4 +1,4 @@
-//! `sealdrive conflicts`: what this machine had not sent when another took a drive over; list it, bring it back, drop it.
+//! `sealdrive conflicts`: what this machine had not sent when another took a drive over: list, bring back, drop.
 //!
 //! Invariant: listing and exporting change nothing of a conflict; it is deleted only when asked for by its id, after
 //! it was shown, and after a yes.
@@ -205,8 +205,8 @@ fn describe(shown: &Shown<'_>) -> String {
         None => "not counted".to_owned(),
     };
     format!(
-        "{}  drive {}\n  holds    {what}\n  since    {}, when machine {} had written restore point {}\n  after    restore \
-         point {}, the last that both share",
+        "{}  drive {}\n  holds    {what}\n  since    {}, when machine {} had written restore point {}\n  after    \
+         restore point {}, the last that both share",
         conflict.id,
         shown.drive,
         humantime::format_rfc3339_seconds(time),

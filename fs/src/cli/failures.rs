@@ -263,7 +263,7 @@ impl From<BranchError> for Failure {
             BranchError::Open(error) => return error.into(),
             BranchError::Blob(BlobError::Unreachable(_)) => (
                 Exit::Unreachable,
-                "it shares this with what the server has: try again with the server in reach; the conflict is as it was",
+                "it shares this with the server: try again with that in reach; the conflict is as it was",
             ),
             BranchError::Blob(_) | BranchError::Errno(_) => (
                 Exit::Lost,

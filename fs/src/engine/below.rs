@@ -1,7 +1,7 @@
 //! How everything below a directory stands: its weakest state, and how many are in each.
 //!
-//! Invariant: bounded by entries and time. Where the walk had to stop, the answer says so, and the weakest state is then
-//! that of the whole drive, which is never better than what was not looked at. Called for `sealdrive status DIR`.
+//! Invariant: bounded by entries and time. Where the walk had to stop, the answer says so, and the weakest state is
+//! then that of the whole drive, which is never better than what was not looked at. Called for `sealdrive status DIR`.
 
 use std::time::Instant;
 

@@ -1,7 +1,7 @@
 //! The writer lease: asked for at start, renewed in the background, and its loss made known at once.
 //!
-//! Invariant: `Lease::Held` is only ever what the server granted last; reads and local writes never wait for it. A mount
-//! that has lost it does not ask again. One task; upload and commit watch its state.
+//! Invariant: `Lease::Held` is only ever what the server granted last; reads and local writes never wait for it. A
+//! mount that has lost it does not ask again. One task; upload and commit watch its state.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -96,8 +96,8 @@ impl Shared {
         }
     }
 
-    /// The server has answered. Rings the bell, also for those who wait for the upload to come further: the change under
-    /// the lock orders it with one who has just looked at the outbox.
+    /// The server has answered. Rings the bell, also for those who wait for the upload to come further: the change
+    /// under the lock orders it with one who has just looked at the outbox.
     pub(super) fn heard(&self) {
         self.progress.update(|m| {
             m.heard = Some(clock::now());

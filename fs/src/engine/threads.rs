@@ -366,8 +366,8 @@ fn ms(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// Asks for the lease before anything else, as long as mounting may take; `-o ro` asks for none. Also whether the server
-/// answered. Who wants to take over cannot do it without the server.
+/// Asks for the lease before anything else, as long as mounting may take; `-o ro` asks for none. Also whether the
+/// server answered. Who wants to take over cannot do it without the server.
 fn first_word(config: &EngineConfig, runtime: &Runtime) -> Result<(Lease, bool), EngineError> {
     let Some(remote) = &config.remote else {
         return Ok((Lease::Unknown, false));
