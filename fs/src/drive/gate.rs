@@ -113,8 +113,10 @@ impl Drive {
         if guard.must_wait(need) {
             self.work.notify_all();
         }
-        let waits =
-            |s: &mut State| s.must_wait(need) && !s.closed && !s.read_only && !(s.full && data);
+        let waits = |s: &mut State| {
+            let refused = s.closed || s.read_only || (s.full && data);
+            s.must_wait(need) && !refused
+        };
         let (_guard, result) = self
             .room
             .wait_timeout_while(guard, at_most, waits)

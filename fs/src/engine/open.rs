@@ -75,7 +75,7 @@ impl Records {
 /// What opening comes to.
 pub(super) enum Opening {
     /// The drive starts here.
-    Start(Start),
+    Start(Box<Start>),
     /// The server's chain went on without what this machine has: set that aside and open again.
     Diverged(Diverged),
 }
@@ -132,7 +132,7 @@ pub(super) fn start(
         if records.found_checkpoint.is_none() {
             records.adopt(&start)?;
         }
-        return Ok(Opening::Start(start));
+        return Ok(Opening::Start(Box::new(start)));
     };
     if records.found_checkpoint.is_some() {
         if records.found_pins.is_none() {
@@ -157,7 +157,7 @@ pub(super) fn start(
                 records.adopt(&start)?;
             }
         }
-        return Ok(Opening::Start(start));
+        return Ok(Opening::Start(Box::new(start)));
     }
     match ask(chain, config.join_patience).map_err(EngineError::NoState)? {
         Some(head) => {
@@ -173,7 +173,7 @@ pub(super) fn start(
         None => return Err(ChainError::from(HistoryError::Rollback).into()),
     }
     records.adopt(&start)?;
-    Ok(Opening::Start(start))
+    Ok(Opening::Start(Box::new(start)))
 }
 
 /// What another device has committed since, if the server is reached at once and it verifies. Anything wrong with it is

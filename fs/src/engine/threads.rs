@@ -148,7 +148,7 @@ impl Running {
             let known = (unsaved, reached);
             let (records, blobs) = (&mut local.records, &local.blobs);
             match open::start(records, chain.as_mut(), blobs, &config, known)? {
-                Opening::Start(start) => break start,
+                Opening::Start(start) => break *start,
                 Opening::Diverged(diverged) => {
                     let Some(chain) = &mut chain else { continue };
                     let aside = branch::set_aside(local, &config, chain, diverged)?;
@@ -437,7 +437,7 @@ fn greet(
         start.checkpoint.root.is_some() && root_of(&start.pins) == start.checkpoint.root;
     shared.drive.set_committed(root_of(&start.pins));
     // Of a commit made before this mount only its author's clock tells the age.
-    let commit_ms = start.pins.body().map(|body| wall_ms_of(body));
+    let commit_ms = start.pins.body().map(wall_ms_of);
     let age = commit_ms.map_or(0, |at| clock::wall_ms().saturating_sub(at));
     shared.progress.update(|m| {
         let now = clock::now();

@@ -235,9 +235,12 @@ impl<B: Backing> Calls<B> {
     /// The same for every file that the kernel may hold newer bytes of. syncfs(2) does not do: on FUSE it returns when
     /// the pages are on their way, not when they are here. Never from a loop thread.
     pub(super) fn call_in_all(&self) -> bool {
-        let open = self.backing.drive().open_for_write();
-        open.into_iter()
-            .fold(true, |all, ino| self.call_in(ino) && all)
+        let mut all = true;
+        for ino in self.backing.drive().open_for_write() {
+            // Each, also when one before it kept some.
+            all &= self.call_in(ino);
+        }
+        all
     }
 }
 
