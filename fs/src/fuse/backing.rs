@@ -88,8 +88,8 @@ pub trait Backing: Send + Sync + 'static {
         drop(call_in);
     }
 
-    /// How far a file has come: `dirty`, `journaled`, `sent` or `committed`, the last never while a handle that may write
-    /// is open.
+    /// How far a file has come: `dirty`, `journaled`, `sent` or `committed`, the last never while a handle that may
+    /// write is open.
     fn state(&self, ino: Ino) -> Answer<&'static str>;
 
     /// Room for statfs(2).
