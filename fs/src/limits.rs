@@ -78,3 +78,15 @@ pub const RESERVED_FREE: u64 = 64 << 20;
 /// A umount without a limit of its own gives up (exit code 23) when the server took nothing for this long: sending goes
 /// on in the background, and a command must not hang because a network is away.
 pub const UMOUNT_STALL: Duration = Duration::from_secs(120);
+/// Entries below a directory that one question about their state looks at: bounds the work a question makes.
+pub const BELOW_MOST: u64 = 200_000;
+/// Longest time it looks.
+pub const BELOW_LONGEST: Duration = Duration::from_secs(10);
+/// Longest wait for the kernel to hand over its dirty pages to one who asks for the state: after that they count as
+/// dirty, which they are.
+pub const CALL_IN_LONGEST: Duration = Duration::from_secs(10);
+/// Longest wait for the server's word when a monitor asks and it has been silent for too long.
+pub const HEAR_LONGEST: Duration = Duration::from_secs(5);
+/// Longest wait of a mount for the server's first word, the writer lease: a drive that another machine writes is then
+/// read-only from the beginning, and one whose server is away mounts all the same.
+pub const LEASE_PATIENCE: Duration = Duration::from_secs(5);

@@ -91,6 +91,8 @@ pub(super) struct Committer {
 enum Setback {
     /// Try again after a pause.
     Later(RemoteError),
+    /// Another device has written a commit.
+    Fenced(DeviceId),
     /// Never again in this run.
     Stop(EventKind, String),
     /// Local state failed.
@@ -150,6 +152,10 @@ impl Committer {
                         .progress
                         .wait(clock::now() + backoff.next(), |m| m.quit);
                 }
+                Err(Setback::Fenced(by)) => {
+                    self.shared.fence(by);
+                    self.shared.renew_lease();
+                }
                 Err(Setback::Stop(kind, why)) => self.shared.stop_commits(kind, &why),
                 Err(Setback::Local(why)) => self.shared.fail_local(&why),
                 Err(Setback::Closing) => return,
@@ -189,13 +195,7 @@ impl Committer {
             .find(|pending| pending.commit.bytes() == commit.bytes());
         match ours.cloned() {
             Some(ours) => self.pin(&ours),
-            None => Err(Setback::Stop(
-                EventKind::Fenced,
-                format!(
-                    "another device has written commit {} of this drive",
-                    commit.fields().seq
-                ),
-            )),
+            None => Err(Setback::Fenced(commit.fields().device)),
         }
     }
 
@@ -253,8 +253,10 @@ impl Committer {
         retired.map_err(|e| Setback::Local(e.to_string()))?;
         self.shared.crash.reached("retired");
         let commit_seq = self.chain.pins().seq();
+        self.shared.drive.set_committed(Some(candidate.root));
         self.shared.progress.update(|m| {
             m.committed = m.committed.max(candidate.seq);
+            m.waiting = m.waiting.map(|_| candidate.frozen_at);
             m.commit_seq = commit_seq;
             m.remote_error = None;
             if m.candidate.is_some_and(|c| c.seq <= candidate.seq) {
@@ -345,6 +347,7 @@ impl Committer {
         written.map_err(|e| Setback::Local(e.to_string()))?;
         self.author = self.device;
         self.pending.clear();
+        self.shared.heard();
         self.shared
             .progress
             .update(|m| m.commit_ms = Some(clock::wall_ms()));

@@ -2,6 +2,7 @@
 //!
 //! Invariant: keys come in derived and shared; the engine derives, stores and logs none. Called by the mount's wiring.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -44,6 +45,10 @@ pub struct EngineConfig {
     pub commit_interval: Duration,
     /// How long a machine without state waits for the server at open.
     pub join_patience: Duration,
+    /// Only read: ask for no lease, send nothing, refuse changes.
+    pub read_only: bool,
+    /// What the account's devices are called.
+    pub device_names: BTreeMap<DeviceId, String>,
     /// Take the writer lease from another device that holds it.
     pub take_over: bool,
     /// Sealing threads; 0: one per core.
@@ -77,6 +82,8 @@ impl EngineConfig {
             outbox_budget: OUTBOX_BUDGET,
             commit_interval: COMMIT_INTERVAL,
             join_patience: Duration::from_secs(30),
+            read_only: false,
+            device_names: BTreeMap::new(),
             take_over: false,
             workers: 0,
             crash: CrashPoints::default(),

@@ -35,6 +35,8 @@ pub enum EventKind {
     WrongServer,
     /// Another device writes this drive now.
     Fenced,
+    /// What this device had not committed was set aside, because another has written the drive meanwhile.
+    SetAside,
     /// A write or fsync of local state failed: nothing more is written.
     LocalIo,
     /// The journal ended in a damaged record that is not a torn tail.
@@ -66,7 +68,12 @@ impl Events {
             kind,
             detail: detail.into(),
         };
-        tracing::warn!(kind = ?event.kind, "{}", event.detail);
+        if kind == EventKind::Fenced {
+            // On stderr whatever the log level: programs are being refused from here on.
+            tracing::error!("{}", event.detail);
+        } else {
+            tracing::warn!(kind = ?event.kind, "{}", event.detail);
+        }
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if kept.len() == EVENTS_KEPT {
             kept.pop_front();

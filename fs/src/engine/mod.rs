@@ -5,7 +5,9 @@
 //! Called by the mount's wiring and the kernel's border; everything below it is reached only through [`Engine`].
 
 mod backoff;
+mod below;
 mod blobs;
+mod branch;
 mod chain;
 mod checkpoint;
 mod commit;
@@ -14,10 +16,12 @@ mod conflict;
 mod crash;
 mod decoded;
 mod events;
+mod fence;
 mod fetch;
 mod flights;
 mod flush;
 mod lease;
+mod local;
 mod open;
 mod pace;
 mod prefetch;
@@ -35,19 +39,26 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use sealdrive_core::record::Ino;
 use sealdrive_core::reference::Reference;
 use sealdrive_proto::id::Kind;
 
+pub use self::below::Below;
 pub use self::blobs::BlobError;
+pub use self::branch::{
+    Branch, BranchError, Conflict, Counts, Exported, count as count_conflicts, drop_branch,
+    list as list_conflicts,
+};
 pub use self::chain::ChainError;
 pub use self::config::EngineConfig;
 pub use self::crash::CrashPoints;
 pub use self::events::{Event, EventKind};
+pub use self::fence::{CallIn, Fence};
 pub use self::flush::NotDurable;
-pub use self::status::{Connection, Status};
+pub use self::status::{Connection, FileSafety, Safety, Status};
 use self::threads::Running;
 use crate::clock;
-use crate::drive::{Drive, Settle};
+use crate::drive::{Answer, Drive, Settle};
 use crate::journal::{JournalError, TwinError};
 use crate::limits::{FSYNC_JOURNAL, NODE_WAIT};
 use crate::remote::RemoteError;
@@ -62,6 +73,12 @@ pub enum EngineError {
     /// Another process has this drive open.
     #[error("this drive is mounted already on this machine")]
     Busy,
+    /// Another command works with the branch.
+    #[error("another command works with this conflict")]
+    BranchBusy,
+    /// The writer lease cannot be taken over.
+    #[error("cannot take the drive over: {0}")]
+    TakeOver(#[source] RemoteError),
     /// Local packs or index.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -222,6 +239,48 @@ impl Engine {
     /// How the drive stands.
     pub fn status(&self) -> Status {
         self.running.status()
+    }
+
+    /// Once, when requests are served: the way to the kernel's dirty pages.
+    pub fn set_kernel(&self, call_in: CallIn) {
+        // There is one session in the life of a mount.
+        let _ = self.running.shared.kernel.set(call_in);
+    }
+
+    /// Makes the kernel send all its dirty pages; false if they did not come in time. Not from a loop thread.
+    pub fn call_in(&self) -> bool {
+        self.running.shared.call_in()
+    }
+
+    /// Whether changes are refused with EROFS.
+    pub fn is_read_only(&self) -> bool {
+        self.drive().is_read_only()
+    }
+
+    /// How one file stands. One operation of the drive: after `Missing`, load the node and ask again.
+    pub fn file_safety(&self, ino: Ino) -> Answer<FileSafety> {
+        self.running.shared.file_safety(ino)
+    }
+
+    /// The same, loading what it takes until `deadline`. Blocks.
+    pub fn file_safety_by(&self, ino: Ino, deadline: Instant) -> Answer<FileSafety> {
+        let shared = &self.running.shared;
+        below::bring(shared, deadline, || shared.file_safety(ino))
+    }
+
+    /// How everything below a directory stands, itself included: at most `most` entries, and until `deadline`. Blocks.
+    pub fn safety_below(&self, ino: Ino, most: u64, deadline: Instant) -> Answer<Below> {
+        below::walk(&self.running.shared, ino, most, deadline)
+    }
+
+    /// Has the server say something now, unless it did within `age`; waits at most until `deadline`.
+    pub fn hear(&self, age: Duration, deadline: Instant) {
+        let shared = &self.running.shared;
+        let fresh = |m: &progress::Milestones| m.heard.is_some_and(|at| at.elapsed() <= age);
+        if self.running.has_remote() && !fresh(&shared.progress.now()) {
+            shared.renew_lease();
+            shared.progress.wait(deadline, fresh);
+        }
     }
 
     /// Stops writers, makes everything durable here and, until `deadline`, on the server; then ends all threads.

@@ -18,6 +18,7 @@ use sealdrive_proto::id::{DeviceId, DriveId, Kind};
 
 use super::EngineError;
 use super::blobs::Blobs;
+use super::branch::Diverged;
 use super::chain::{Chain, ChainError, root_of};
 use super::checkpoint::Checkpoint;
 use super::commit::Pending;
@@ -71,6 +72,14 @@ impl Records {
     }
 }
 
+/// What opening comes to.
+pub(super) enum Opening {
+    /// The drive starts here.
+    Start(Box<Start>),
+    /// The server's chain went on without what this machine has: set that aside and open again.
+    Diverged(Diverged),
+}
+
 /// Where a drive starts.
 pub(super) struct Start {
     pub(super) checkpoint: Checkpoint,
@@ -98,13 +107,14 @@ impl Records {
 }
 
 /// From this machine's memory, if it has one; else from the server; else empty. `unsaved`: the journal holds something.
+/// `reached`: the server answered a moment ago.
 pub(super) fn start(
     records: &mut Records,
     chain: Option<&mut Chain>,
     blobs: &Blobs,
     config: &EngineConfig,
-    unsaved: bool,
-) -> Result<Start, EngineError> {
+    (unsaved, reached): (bool, bool),
+) -> Result<Opening, EngineError> {
     let author = records
         .found_pins
         .as_ref()
@@ -122,7 +132,7 @@ pub(super) fn start(
         if records.found_checkpoint.is_none() {
             records.adopt(&start)?;
         }
-        return Ok(start);
+        return Ok(Opening::Start(Box::new(start)));
     };
     if records.found_checkpoint.is_some() {
         if records.found_pins.is_none() {
@@ -132,19 +142,22 @@ pub(super) fn start(
                 "gone"
             };
             start.distrust = Some(format!("this device's memory of the server is {what}"));
-        } else if !unsaved
-            && start.checkpoint.root == root_of(&start.pins)
-            && let Some((checkpoint, author)) = elsewhere(chain, blobs, config)
-        {
-            start = Start {
-                checkpoint,
-                pins: chain.pins().clone(),
-                author,
-                distrust: None,
-            };
-            records.adopt(&start)?;
+        } else if reached && let Some((head, diverged)) = elsewhere(chain, records) {
+            if unsaved || start.checkpoint.root != root_of(&start.pins) {
+                return Ok(Opening::Diverged(diverged));
+            }
+            // With nothing of our own to keep we go on from there.
+            if let Ok((checkpoint, author)) = join(chain, blobs, config, &head) {
+                start = Start {
+                    checkpoint,
+                    pins: chain.pins().clone(),
+                    author,
+                    distrust: None,
+                };
+                records.adopt(&start)?;
+            }
         }
-        return Ok(start);
+        return Ok(Opening::Start(Box::new(start)));
     }
     match ask(chain, config.join_patience).map_err(EngineError::NoState)? {
         Some(head) => {
@@ -160,22 +173,24 @@ pub(super) fn start(
         None => return Err(ChainError::from(HistoryError::Rollback).into()),
     }
     records.adopt(&start)?;
-    Ok(start)
+    Ok(Opening::Start(Box::new(start)))
 }
 
-/// What another device has committed since, if the server is reached at once and it verifies: with nothing of our own
-/// to keep we go on from there. Anything wrong with it is met again, and reported, by the first commit.
-fn elsewhere(
-    chain: &mut Chain,
-    blobs: &Blobs,
-    config: &EngineConfig,
-) -> Option<(Checkpoint, DeviceId)> {
+/// What another device has committed since, if the server is reached at once and it verifies. Anything wrong with it is
+/// met again, and reported, by the first commit.
+fn elsewhere(chain: &mut Chain, records: &Records) -> Option<(HeadAnswer, Diverged)> {
     let head = ask(chain, Duration::ZERO).ok()??;
     let verified = chain.check_head(&head).ok()?;
-    if verified.commit().fields().seq == chain.pins().seq() {
-        return None;
-    }
-    join(chain, blobs, config, &head).ok()
+    let commit = verified.commit();
+    let fields = commit.fields();
+    // A commit of ours whose answer was lost is no other device's.
+    let ours = records.found_commit.as_ref();
+    let ours = ours.is_some_and(|ours| ours.commit.bytes() == commit.bytes());
+    let diverged = Diverged {
+        by: fields.device,
+        seq: fields.seq,
+    };
+    (fields.seq != chain.pins().seq() && !ours).then_some((head, diverged))
 }
 
 fn ask(chain: &Chain, patience: Duration) -> Result<Option<HeadAnswer>, RemoteError> {

@@ -55,6 +55,7 @@ impl Pace {
             }
             let waiting = self.shared.drive.wait_for_dirty(enough, pause);
             self.shared.watch_space();
+            self.shared.note_waiting();
             (enough, pause) = if self.write_back() {
                 (WRITEBACK_ROUND / 2, PACE_INTERVAL)
             } else {

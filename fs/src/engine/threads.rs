@@ -5,28 +5,32 @@
 use std::fs::{DirBuilder, File};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use bytes::Bytes;
 use rustix::fs::{FlockOperation, flock};
+use sealdrive_core::commit_body::CommitBody;
 use sealdrive_core::record::Time;
 use sealdrive_proto::id::Sid;
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
 
 use super::EngineError;
-use super::blobs::{BlobError, Blobs};
+use super::blobs::BlobError;
+use super::branch::{self, Conflict};
 use super::chain::{Chain, root_of};
 use super::commit::Committer;
 use super::config::EngineConfig;
 use super::events::{EventKind, Events};
+use super::fence::{Kernel, LISTEN, name_of};
 use super::fetch::Fetcher;
 use super::flush::Flusher;
-use super::lease::{self, Lease};
-use super::open::{self, Records, Start};
+use super::lease::{self, Keeper, Lease};
+use super::local::{Local, Owner};
+use super::open::{self, Opening, Start};
 use super::pace::Pace;
 use super::prefetch::Prefetch;
 use super::progress::Progress;
@@ -38,11 +42,9 @@ use super::warm;
 use super::writeback::Workers;
 use crate::clock;
 use crate::drive::{Drive, DriveError};
-use crate::journal::Journal;
-use crate::limits::{CACHE_QUEUE, PACE_INTERVAL};
+use crate::limits::{LEASE_PATIENCE, PACE_INTERVAL};
 use crate::priority;
 use crate::remote::Remote;
-use crate::store::Store;
 
 /// Everything that runs for one mounted drive.
 pub(super) struct Running {
@@ -126,29 +128,21 @@ impl Running {
     /// Brings the drive back and starts everything.
     pub(super) fn start(config: EngineConfig) -> Result<Self, EngineError> {
         let lock = lock_dir(&config.dir)?;
+        branch::finish(&config.dir)?;
         let starting = io("starting the network threads");
         let runtime = network("net", 2, 0).map_err(&starting)?;
         // What is sent waits for what is asked for, and for everything else on this machine.
         let bulk = network("upload", 1, priority::BACKGROUND).map_err(&starting)?;
         let events = Arc::<Events>::default();
-        let mut records = Records::open(&config.dir, config.drive, &config.local)?;
-        let store = Arc::new(Store::open(&config.dir, config.cache_budget)?);
-        let (copies, copy_queue) = sync_channel(CACHE_QUEUE);
         let remote = config.remote.clone();
         let fetcher = remote
             .as_ref()
             .map(|remote| Fetcher::start(runtime.handle(), Arc::clone(remote)));
-        let (keys, local) = (Arc::clone(&config.keys), Arc::clone(&config.local));
-        let blobs = Arc::new(Blobs::new(
-            Arc::clone(&store),
-            keys,
-            local,
-            fetcher,
-            copies,
-            Arc::clone(&events),
-        ));
+        let (first, reached) = first_word(&config, &runtime)?;
+        let open = || Local::open(&config.dir, &Owner::of(&config), fetcher.clone(), &events);
+        let mut local = open()?;
         let mut chain = remote.as_ref().map(|remote| {
-            let pins = records.pins();
+            let pins = local.records.pins();
             let handle = runtime.handle().clone();
             Chain::new(
                 config.drive,
@@ -158,16 +152,28 @@ impl Running {
                 pins,
             )
         });
-        let (journal, replay) = Journal::open(
-            &config.dir.join("journal"),
-            config.drive,
-            Arc::clone(&config.local),
-        )?;
-        if let Some(damage) = replay.damage {
-            events.push(EventKind::JournalDamage, damage.to_string());
-        }
-        let unsaved = !replay.entries.is_empty();
-        let start = open::start(&mut records, chain.as_mut(), &blobs, &config, unsaved)?;
+        let start = loop {
+            let unsaved = !local.replay.entries.is_empty();
+            let known = (unsaved, reached);
+            let (records, blobs) = (&mut local.records, &local.blobs);
+            match open::start(records, chain.as_mut(), blobs, &config, known)? {
+                Opening::Start(start) => break *start,
+                Opening::Diverged(diverged) => {
+                    let Some(chain) = &mut chain else { continue };
+                    let aside = branch::set_aside(local, &config, chain, diverged)?;
+                    events.push(EventKind::SetAside, told(&aside));
+                    local = open()?;
+                }
+            }
+        };
+        let Local {
+            records,
+            store,
+            blobs,
+            copies: copy_queue,
+            journal,
+            replay,
+        } = local;
         let drive = Arc::new(Drive::recover(
             start.checkpoint.root,
             start.checkpoint.seq,
@@ -183,15 +189,21 @@ impl Running {
             progress: Progress::default(),
             events,
             crash: config.crash.clone(),
+            names: config.device_names.clone(),
+            kernel: Kernel::new(),
             lease_retry,
         });
-        greet(&shared, &start, &config)?;
+        greet(&shared, &start, &config, reached && !config.read_only)?;
+        let why_not = why_read_only(&config, first);
+        if let Some(why) = &why_not {
+            shared.read_only(why);
+        }
         let (workers, mut threads) =
             Workers::start(&shared, worker_count(&config)).map_err(io("starting a thread"))?;
         let (prefetch, mut readers) = Prefetch::start(&shared).map_err(io("starting a thread"))?;
         let (flusher, flushing) = Flusher::pair();
         let (stop, stopped) = watch::channel(false);
-        let (lease_state, lease) = watch::channel(Lease::Unknown);
+        let (lease_state, lease) = watch::channel(first);
 
         let pace = Pace {
             shared: Arc::clone(&shared),
@@ -230,17 +242,18 @@ impl Running {
                 };
                 readers.push(spawn("warm", warming)?);
             }
-            let (shared, events) = (Arc::clone(&shared), Arc::clone(&shared.events));
+            let for_lease = Arc::clone(&shared);
+            let shared = Arc::clone(&shared);
             let uploading = upload::run(shared, Arc::clone(remote), lease.clone(), stopped.clone());
             tasks.push(bulk.spawn(uploading));
-            let keeping = lease::keep(
-                Arc::clone(remote),
-                lease_state,
+            let keeper = Keeper {
+                remote: Arc::clone(remote),
+                shared: for_lease,
+                state: lease_state,
                 retry,
-                stopped,
-                events,
-                config.take_over,
-            );
+                stop: stopped,
+            };
+            let keeping = keeper.run(why_not.is_none());
             tasks.push(runtime.spawn(keeping));
         }
         let for_copies = Arc::clone(&shared);
@@ -325,10 +338,14 @@ impl Running {
         let lease = *self.lease.borrow();
         let (pending_bytes, pending_objects) = self.shared.store.outbox().pending();
         let online = self.shared.uploading.is_online();
-        let connection = if self.has_remote() {
-            Connection::of(lease, online)
-        } else {
-            Connection::None
+        let heard = now.heard.map_or(Duration::ZERO, |at| at.elapsed());
+        let listens = self.shared.drive.is_read_only() || now.fenced.is_some();
+        let connection = match (self.has_remote(), listens) {
+            (false, _) => Connection::None,
+            // It only listens, and has no stream.
+            (true, true) if now.answered && heard < LISTEN * 3 => Connection::Elsewhere,
+            (true, true) => Connection::Offline,
+            (true, false) => Connection::of(lease, online),
         };
         Status {
             dirty_bytes: self.shared.drive.dirty_bytes(),
@@ -347,14 +364,72 @@ impl Running {
             committed: now.committed,
             commit_seq: now.commit_seq,
             commit_ms: now.commit_ms,
+            waiting_ms: (!self.shared.is_covered())
+                .then(|| now.waiting.map_or(0, |since| ms(since.elapsed()))),
+            heard_ms: ms(heard),
+            open_for_write: self.shared.drive.open_for_write().len() as u64,
             lease_epoch: lease.held().map_or(0, |(epoch, _)| epoch),
             connection,
             remote_error: now.remote_error,
+            fenced: now.fenced,
+            read_only: self.shared.drive.is_read_only(),
             stopped: now.stopped,
             failed: now.failed,
             events: self.shared.events.list(),
         }
     }
+}
+
+fn ms(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Asks for the lease before anything else, as long as mounting may take; `-o ro` asks for none. Also whether the
+/// server answered. Who wants to take over cannot do it without the server.
+fn first_word(config: &EngineConfig, runtime: &Runtime) -> Result<(Lease, bool), EngineError> {
+    let Some(remote) = &config.remote else {
+        return Ok((Lease::Unknown, false));
+    };
+    if config.read_only {
+        return Ok((Lease::Unknown, true));
+    }
+    let patience = match config.take_over {
+        true => config.join_patience,
+        false => LEASE_PATIENCE,
+    };
+    let asked = lease::first(remote.as_ref(), config.take_over, patience);
+    match runtime.block_on(asked) {
+        Ok(lease) => Ok((lease, true)),
+        Err(error) if config.take_over => Err(EngineError::TakeOver(error)),
+        // Refusals come again in the background, where they are reported.
+        Err(error) => Ok((Lease::Unknown, !error.is_temporary())),
+    }
+}
+
+fn why_read_only(config: &EngineConfig, first: Lease) -> Option<String> {
+    if config.read_only {
+        return Some("mounted read-only: nothing is sent".to_owned());
+    }
+    let Lease::Elsewhere(holder) = first else {
+        return None;
+    };
+    let name = name_of(&config.device_names, &holder);
+    Some(format!(
+        "machine {name} writes this drive, so it is mounted read-only here; to write here, unmount it there (a machine \
+         that is gone loses it after a minute) and mount again, or mount with --take-over"
+    ))
+}
+
+/// One sentence about what was set aside.
+fn told(aside: &Conflict) -> String {
+    let what = match aside.counts {
+        Some(counts) => format!("{} changed files ({} bytes)", counts.files, counts.bytes),
+        None => "what this machine had not sent".to_owned(),
+    };
+    format!(
+        "machine {} has written this drive meanwhile: {what} were set aside as conflict {}; see `sealdrive conflicts`",
+        aside.by_name, aside.id
+    )
 }
 
 fn worker_count(config: &EngineConfig) -> usize {
@@ -364,11 +439,32 @@ fn worker_count(config: &EngineConfig) -> usize {
     }
 }
 
+fn wall_ms_of(body: &CommitBody) -> u64 {
+    let secs = u64::try_from(body.time_s).unwrap_or(0);
+    secs.saturating_mul(1000) + u64::from(body.time_ns) / 1_000_000
+}
+
 /// First steps of a drive that is back: what is known of it, and a root directory if it never had one.
-fn greet(shared: &Shared, start: &Start, config: &EngineConfig) -> Result<(), EngineError> {
+fn greet(
+    shared: &Shared,
+    start: &Start,
+    config: &EngineConfig,
+    reached: bool,
+) -> Result<(), EngineError> {
     let committed =
         start.checkpoint.root.is_some() && root_of(&start.pins) == start.checkpoint.root;
+    shared.drive.set_committed(root_of(&start.pins));
+    // Of a commit made before this mount only its author's clock tells the age.
+    let commit_ms = start.pins.body().map(wall_ms_of);
+    let age = commit_ms.map_or(0, |at| clock::wall_ms().saturating_sub(at));
     shared.progress.update(|m| {
+        let now = clock::now();
+        m.heard = Some(now);
+        m.answered = reached;
+        m.commit_ms = commit_ms;
+        // What an earlier mount left waits since its last commit at the latest.
+        let left = !committed || shared.drive.seq() > start.checkpoint.seq + 1;
+        m.waiting = left.then(|| now.checked_sub(Duration::from_millis(age)).unwrap_or(now));
         m.journaled = start.checkpoint.seq;
         m.checkpointed = start.checkpoint.seq;
         m.committed = if committed { start.checkpoint.seq } else { 0 };

@@ -221,7 +221,7 @@ async fn land(
             .uploading
             .sent_bytes
             .fetch_add(bytes as u64, Ordering::Relaxed);
-        shared.progress.acknowledged();
+        shared.heard();
     }
     Ok(bytes)
 }

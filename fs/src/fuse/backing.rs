@@ -32,6 +32,9 @@ pub enum BackingError {
     /// The drive takes no writes (another writer holds the lease, or it is shutting down).
     #[error("read only")]
     ReadOnly,
+    /// Nothing more reaches the server until a person looks.
+    #[error("nothing is sent to the server any more")]
+    Stopped,
     /// The local disk said no; its words.
     #[error("local disk: {0}")]
     Disk(String),
@@ -80,7 +83,24 @@ pub trait Backing: Send + Sync + 'static {
     /// Returns when all that the drive was told before this call survives a crash of this machine.
     fn sync_local(&self, deadline: Instant) -> Result<(), BackingError>;
 
-    /// How far a file has come: `dirty`, `journaled`, `sent` or `committed`.
+    /// Whether fsync waits for the server too.
+    fn fsync_waits_for_server(&self) -> bool {
+        false
+    }
+
+    /// Returns when all that the drive was told before this call is in a commit on the server.
+    fn sync_server(&self, deadline: Instant) -> Result<(), BackingError> {
+        self.sync_local(deadline)
+    }
+
+    /// Once, when requests are served: `call_in` makes the kernel send all its dirty pages, and says whether it did. It
+    /// waits for the loop threads.
+    fn serving(&self, call_in: Box<dyn Fn() -> bool + Send + Sync>) {
+        drop(call_in);
+    }
+
+    /// How far a file has come: `dirty`, `journaled`, `sent` or `committed`, the last never while a handle that may
+    /// write is open.
     fn state(&self, ino: Ino) -> Answer<&'static str>;
 
     /// Room for statfs(2).

@@ -10,7 +10,7 @@ use fuser::{Errno, INodeNo, ReplyData, ReplyEmpty, ReplyLseek, ReplyWrite, Reply
 use sealdrive_core::record::Ino;
 
 use super::backing::{Backing, BackingError, ChunkNow};
-use super::calls::{Calls, DISK_LIMIT, FETCH_LIMIT, Stop, Waits, now};
+use super::calls::{Calls, DISK_LIMIT, FETCH_LIMIT, SERVER_LIMIT, Stop, Waits, now};
 use super::read::{assemble, references};
 use super::reply::Refuse;
 use crate::clock;
@@ -165,13 +165,27 @@ impl<B: Backing> Calls<B> {
         });
     }
 
-    /// fsync of anything: the journal is one for the drive, and what came before goes with it.
+    /// fsync of anything: the journal is one for the drive, and what came before goes with it. Where the mount's policy
+    /// is `fsync=server` it waits for the commit too, in a pool of its own: it may take as long as a dead network.
     pub(super) fn sync(self: &Arc<Self>, name: &'static str, reply: ReplyEmpty) {
-        self.on_disk(name, move |calls| {
-            match calls.backing.sync_local(clock::now() + DISK_LIMIT) {
+        let answer =
+            move |calls: &Self, done: Result<(), BackingError>, reply: ReplyEmpty| match done {
                 Ok(()) => reply.ok(),
                 Err(error) => reply.refuse(calls.failed(name, &error)),
-            }
+            };
+        if self.backing.fsync_waits_for_server() {
+            // From the arrival: a queue of waiting ones must not add up.
+            let deadline = clock::now() + SERVER_LIMIT;
+            return self.on_server(name, move |calls| {
+                answer(calls, calls.backing.sync_server(deadline), reply);
+            });
+        }
+        self.on_disk(name, move |calls| {
+            answer(
+                calls,
+                calls.backing.sync_local(clock::now() + DISK_LIMIT),
+                reply,
+            );
         });
     }
 
@@ -193,36 +207,52 @@ impl<B: Backing> Calls<B> {
 
     /// The state of a file, as the value of a synthetic attribute.
     pub(super) fn state(self: &Arc<Self>, ino: Ino, size: u32, reply: ReplyXattr) {
-        let open = self.held_by_kernel(ino);
         self.on_disk("getxattr", move |calls| {
-            if open {
-                calls.call_in(ino);
+            if calls.held_by_kernel(ino) && !calls.call_in(ino) {
+                return value(reply, b"dirty", size);
             }
             match calls.bring("getxattr", |_| calls.backing.state(ino)) {
-                // A handle that may write is open: its next page may be on the way.
-                Ok("committed") if open => value(reply, b"sent", size),
+                // Its next page may be on the way.
+                Ok("committed") if calls.held_by_kernel(ino) => value(reply, b"sent", size),
                 Ok(state) => value(reply, state.as_bytes(), size),
                 Err(errno) => reply.refuse(errno),
             }
         });
     }
 
-    /// Whether the kernel may hold newer bytes of this file than we do.
+    /// Whether the kernel may hold newer bytes of this file than we do: it sends them all when the last handle or
+    /// mapping that may write is closed, before it says so.
     fn held_by_kernel(&self, ino: Ino) -> bool {
-        self.backing
-            .drive()
-            .state_of(ino)
-            .is_ok_and(|state| state.open_for_write)
+        self.backing.drive().is_open_for_write(ino)
     }
 
     /// Makes the kernel send its dirty pages of one inode: it launders what it is told to forget. Pool threads only,
-    /// because the pages arrive as WRITE requests on the loops. Size and times of the file stay the kernel's.
-    fn call_in(&self, ino: Ino) {
-        if let Some(kernel) = self.kernel.get()
-            && let Err(error) = kernel.inval_inode(INodeNo(ino), 0, 0)
-        {
-            tracing::debug!(%error, "the kernel kept its pages");
+    /// because the pages arrive as WRITE requests on the loops. Size and times of the file stay the kernel's. False if
+    /// it kept some.
+    fn call_in(&self, ino: Ino) -> bool {
+        let Some(kernel) = self.kernel.get() else {
+            return true;
+        };
+        match kernel.inval_inode(INodeNo(ino), 0, 0) {
+            Ok(()) => true,
+            // It has forgotten the inode, and so has no pages of it.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => true,
+            Err(error) => {
+                tracing::debug!(%error, "the kernel kept its pages");
+                false
+            }
         }
+    }
+
+    /// The same for every file that the kernel may hold newer bytes of. syncfs(2) does not do: on FUSE it returns when
+    /// the pages are on their way, not when they are here. Never from a loop thread.
+    pub(super) fn call_in_all(&self) -> bool {
+        let mut all = true;
+        for ino in self.backing.drive().open_for_write() {
+            // Each, also when one before it kept some.
+            all &= self.call_in(ino);
+        }
+        all
     }
 }
 

@@ -85,6 +85,10 @@ impl Session {
         // Set once, before the first request is served.
         let _ = calls.kernel.set(session.notifier());
         let running = session.spawn()?;
+        let weak = Arc::downgrade(&calls);
+        // Once the session has ended the kernel holds nothing any more.
+        let call_in = move || weak.upgrade().is_none_or(|calls| calls.call_in_all());
+        calls.backing.serving(Box::new(call_in));
         let end = Arc::new(Mutex::new(End::Serving(Vec::new())));
         let watched = Arc::clone(&end);
         thread::Builder::new()

@@ -27,6 +27,8 @@ pub enum Purpose {
     Pins,
     /// A signed commit that the server may not have answered yet.
     Commit,
+    /// What is known of a branch that was set aside.
+    Conflict,
 }
 
 impl Purpose {
@@ -35,6 +37,7 @@ impl Purpose {
             Self::Checkpoint => b"SDC1",
             Self::Pins => b"SDP1",
             Self::Commit => b"SDM1",
+            Self::Conflict => b"SDX1",
         }
     }
 
@@ -43,6 +46,7 @@ impl Purpose {
             Self::Checkpoint => "checkpoint",
             Self::Pins => "pins",
             Self::Commit => "commit",
+            Self::Conflict => "conflict",
         }
     }
 }

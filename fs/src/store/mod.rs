@@ -256,6 +256,15 @@ impl Store {
         Ok(())
     }
 
+    /// The outbox is about to be set aside, whole: its objects are not known here any more. Without this a later write
+    /// of the same content would be taken for one that the server has.
+    pub fn disown_outbox(&self) -> Result<(), StoreError> {
+        for (sid, _) in self.outbox.places() {
+            self.index.put(sid, Row::Gone);
+        }
+        self.save_index()
+    }
+
     /// Moves what is acknowledged and covered by a durable commit up to `committed` into the cache.
     pub fn retire(&self, committed: Position) -> Result<(), StoreError> {
         for pack in self.outbox.retire(committed, self.cache.dir())? {

@@ -165,6 +165,7 @@ impl Double {
         self.drive
             .take_log(sealdrive::drive::LogData::None)
             .unwrap();
+        self.drive.log_durable();
         self.drive.stall();
         let frozen = loop {
             self.write_back(Settle::All);
@@ -350,7 +351,7 @@ impl Backing for Double {
             Progress::Dirty => "dirty",
             Progress::Journaled => "journaled",
             Progress::Checkpointing => "sent",
-            Progress::InTree => "committed",
+            Progress::InTree | Progress::InCommit => "committed",
         })
     }
 

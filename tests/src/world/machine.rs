@@ -105,14 +105,13 @@ impl Machine {
         Mounted { point, daemon }
     }
 
-    /// The drive's status as the JSON that programs read.
+    /// The drive's status as the JSON that programs read, whether everything is on the server or not yet.
     #[track_caller]
     pub fn status(&self) -> Value {
         let point = self.mountpoint();
-        let said = self
-            .run(&["status", "--json", point.to_str().unwrap()])
-            .ok()
-            .stdout;
+        let done = self.run(&["status", "--json", point.to_str().unwrap()]);
+        assert!([0, 11, 23].contains(&done.code), "{done:?}");
+        let said = done.stdout;
         serde_json::from_str(&said).unwrap_or_else(|error| panic!("{error} in {said}"))
     }
 

@@ -1,0 +1,75 @@
+//! What a directory on this machine holds of a drive: the small records, the packs and the journal, opened together.
+//!
+//! Invariant: opening changes nothing but torn tails. Used for the drive itself, and for a branch that was set aside.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, sync_channel};
+
+use bytes::Bytes;
+use sealdrive_core::keys::DomainKeys;
+use sealdrive_core::local::LocalKeys;
+use sealdrive_proto::id::{DriveId, Sid};
+
+use super::EngineError;
+use super::blobs::Blobs;
+use super::events::{EventKind, Events};
+use super::fetch::Fetcher;
+use super::open::Records;
+use crate::journal::{Journal, Replay};
+use crate::limits::CACHE_QUEUE;
+use crate::store::Store;
+
+/// Whose directory it is.
+#[derive(Clone)]
+pub(super) struct Owner {
+    pub(super) drive: DriveId,
+    pub(super) keys: Arc<DomainKeys>,
+    pub(super) local: Arc<LocalKeys>,
+    pub(super) cache_budget: u64,
+}
+
+/// What a directory holds.
+pub(super) struct Local {
+    pub(super) records: Records,
+    pub(super) store: Arc<Store>,
+    pub(super) blobs: Arc<Blobs>,
+    /// Copies on their way into the cache.
+    pub(super) copies: Receiver<(Sid, Bytes)>,
+    pub(super) journal: Journal,
+    pub(super) replay: Replay,
+}
+
+impl Local {
+    pub(super) fn open(
+        dir: &Path,
+        owner: &Owner,
+        fetcher: Option<Fetcher>,
+        events: &Arc<Events>,
+    ) -> Result<Self, EngineError> {
+        let records = Records::open(dir, owner.drive, &owner.local)?;
+        let store = Arc::new(Store::open(dir, owner.cache_budget)?);
+        let (sender, copies) = sync_channel(CACHE_QUEUE);
+        let (keys, local) = (Arc::clone(&owner.keys), Arc::clone(&owner.local));
+        let events = Arc::clone(events);
+        let mut opened = Journal::open(&dir.join("journal"), owner.drive, Arc::clone(&local))?;
+        if let Some(damage) = opened.1.damage.take() {
+            events.push(EventKind::JournalDamage, damage.to_string());
+        }
+        Ok(Self {
+            records,
+            blobs: Arc::new(Blobs::new(
+                Arc::clone(&store),
+                keys,
+                local,
+                fetcher,
+                sender,
+                events,
+            )),
+            store,
+            copies,
+            journal: opened.0,
+            replay: opened.1,
+        })
+    }
+}
