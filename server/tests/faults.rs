@@ -10,7 +10,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
-use sealdrive_pack::{Medium, MediumFile, Record, RecordKind};
+use sealdrive_pack::{Directory, Medium, MediumFile, Record, RecordKind};
 use sealdrive_proto::id::DomainId;
 use sealdrive_server::index::{Index, Row, RowKey};
 use sealdrive_server::store::{Opened, Put, Store, StoreError, StoreOptions};
@@ -85,6 +85,9 @@ impl Medium for Disk {
         let inode = state.names.get(name).ok_or(io::ErrorKind::NotFound)?;
         Ok(Arc::new(File(Arc::clone(inode), self.clone())))
     }
+    fn directory(&self, _name: &str) -> io::Result<Arc<dyn Medium>> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
     fn list(&self) -> io::Result<Vec<String>> {
         Ok(self.0.lock().unwrap().names.keys().cloned().collect())
     }
@@ -156,6 +159,12 @@ impl MediumFile for File {
         inode.durable = inode.seen.clone();
         Ok(())
     }
+    fn write_at(&self, _bytes: &[u8], _offset: u64) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+    fn try_lock(&self) -> io::Result<bool> {
+        Ok(true)
+    }
     fn truncate(&self, len: u64) -> io::Result<()> {
         self.0.lock().unwrap().seen.truncate(len as usize);
         Ok(())
@@ -180,8 +189,12 @@ fn id(n: u32) -> [u8; 32] {
 }
 
 fn open(disk: &Disk, data: &Path, options: StoreOptions) -> Store {
-    let Opened { store, damage, .. } =
-        Store::open_on(Arc::new(disk.clone()), data, options).unwrap();
+    let Opened { store, damage, .. } = Store::open_split(
+        Arc::new(disk.clone()),
+        &Directory::open(data).unwrap(),
+        options,
+    )
+    .unwrap();
     assert_eq!(damage, 0, "nothing was corrupted");
     store
 }
@@ -389,7 +402,7 @@ async fn a_failed_sync_stops_the_store_and_nothing_unsure_is_acknowledged() {
 }
 
 fn rows(data: &Path) -> (Vec<(RowKey, Row)>, u64) {
-    let index = Index::open(&data.join("index.redb")).unwrap();
+    let index = Index::open(&Directory::open(data).unwrap(), "index.redb").unwrap();
     let kinds = [
         RecordKind::Object,
         RecordKind::Commit,
@@ -490,6 +503,10 @@ async fn a_pack_of_another_store_is_refused() {
         .names
         .insert("0000000000000002.pack".into(), stray);
     let data = tempfile::tempdir().unwrap();
-    let refused = Store::open_on(Arc::new(one), data.path(), small_packs());
+    let refused = Store::open_split(
+        Arc::new(one),
+        &Directory::open(data.path()).unwrap(),
+        small_packs(),
+    );
     assert!(refused.is_err_and(|error| error.to_string().contains("another store")));
 }

@@ -41,7 +41,7 @@ use sealdrive_proto::id::Kind;
 pub use self::blobs::BlobError;
 pub use self::chain::ChainError;
 pub use self::config::EngineConfig;
-pub use self::crash::CrashPoints;
+pub use self::crash::{CrashPoints, POINTS};
 pub use self::events::{Event, EventKind};
 pub use self::flush::NotDurable;
 pub use self::status::{Connection, Status};

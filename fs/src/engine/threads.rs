@@ -2,17 +2,14 @@
 //!
 //! Invariant: at the end every thread has been joined; what ends first is what makes new work. Called by `Engine`.
 
-use std::fs::{DirBuilder, File};
-use std::os::unix::fs::DirBuilderExt;
-use std::path::Path;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use bytes::Bytes;
-use rustix::fs::{FlockOperation, flock};
 use sealdrive_core::record::Time;
+use sealdrive_pack::{Directory, Medium, MediumFile};
 use sealdrive_proto::id::Sid;
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
@@ -58,7 +55,7 @@ pub(super) struct Running {
     readers: Mutex<Vec<JoinHandle<()>>>,
     remote: Option<Arc<dyn Remote>>,
     runtime: Mutex<Option<Runtime>>,
-    _lock: File,
+    _lock: Arc<dyn MediumFile>,
 }
 
 fn io(what: &'static str) -> impl Fn(std::io::Error) -> EngineError {
@@ -72,24 +69,23 @@ fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<JoinHandle<
         .map_err(io("starting a thread"))
 }
 
+/// The drive's state directory.
+fn state_dir(config: &EngineConfig) -> Result<Arc<dyn Medium>, EngineError> {
+    if let Some(medium) = &config.medium {
+        return Ok(Arc::clone(medium));
+    }
+    let made = Directory::create(&config.dir).map_err(io("creating the state directory"))?;
+    Ok(Arc::new(made))
+}
+
 /// One process per drive and machine: two would append to the same journal.
-fn lock_dir(dir: &Path) -> Result<File, EngineError> {
-    let broken = io("creating the state directory");
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(dir)
-        .map_err(&broken)?;
-    let file = File::options()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(dir.join("lock"))
-        .map_err(&broken)?;
-    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(file),
-        Err(rustix::io::Errno::WOULDBLOCK) => Err(EngineError::Busy),
-        Err(e) => Err(broken(e.into())),
+fn lock_dir(dir: &dyn Medium) -> Result<Arc<dyn MediumFile>, EngineError> {
+    let broken = io("locking the state directory");
+    let file = dir.open_or_create("lock").map_err(&broken)?;
+    if file.try_lock().map_err(&broken)? {
+        Ok(file)
+    } else {
+        Err(EngineError::Busy)
     }
 }
 
@@ -114,7 +110,8 @@ fn keep_copies(shared: &Shared, queue: &Receiver<(Sid, Bytes)>) {
 impl Running {
     /// Brings the drive back and starts everything.
     pub(super) fn start(config: EngineConfig) -> Result<Self, EngineError> {
-        let lock = lock_dir(&config.dir)?;
+        let dir = state_dir(&config)?;
+        let lock = lock_dir(&*dir)?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .thread_name("net")
@@ -122,8 +119,8 @@ impl Running {
             .build()
             .map_err(io("starting the network threads"))?;
         let events = Arc::<Events>::default();
-        let mut records = Records::open(&config.dir, config.drive, &config.local)?;
-        let store = Arc::new(Store::open(&config.dir, config.cache_budget)?);
+        let mut records = Records::open(&dir, config.drive, &config.local)?;
+        let store = Arc::new(Store::open(Arc::clone(&dir), config.cache_budget)?);
         let (copies, copy_queue) = sync_channel(CACHE_QUEUE);
         let remote = config.remote.clone();
         let fetcher = remote
@@ -137,6 +134,7 @@ impl Running {
             fetcher,
             copies,
             Arc::clone(&events),
+            config.crash.clone(),
         ));
         let mut chain = remote.as_ref().map(|remote| {
             let pins = records.pins();
@@ -149,11 +147,11 @@ impl Running {
                 pins,
             )
         });
-        let (journal, replay) = Journal::open(
-            &config.dir.join("journal"),
-            config.drive,
-            Arc::clone(&config.local),
-        )?;
+        let journal_dir = dir
+            .directory("journal")
+            .map_err(io("opening the journal"))?;
+        let (journal, replay) =
+            Journal::open(journal_dir, config.drive, Arc::clone(&config.local))?;
         if let Some(damage) = replay.damage {
             events.push(EventKind::JournalDamage, damage.to_string());
         }
@@ -170,7 +168,7 @@ impl Running {
             store,
             blobs,
             uploading: Uploading::default(),
-            space: Space::new(&config.dir, config.outbox_budget),
+            space: Space::new(dir, config.outbox_budget),
             progress: Progress::default(),
             events,
             crash: config.crash.clone(),
