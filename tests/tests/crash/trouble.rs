@@ -128,11 +128,6 @@ fn a_failed_write_is_never_a_success() {
 }
 
 #[test]
-fn a_failed_read_is_an_error_and_never_other_bytes() {
-    each(Op::Read, Trouble::Broken);
-}
-
-#[test]
 fn a_failed_sync_is_never_a_success() {
     each(Op::Sync, Trouble::Broken);
 }
