@@ -34,9 +34,7 @@ struct State {
 /// The simulated disk; clones share it.
 #[derive(Default, Clone)]
 struct Disk(Arc<Mutex<State>>);
-
 struct File(Arc<Mutex<Inode>>, Disk);
-
 impl Disk {
     /// What a power cut at this moment leaves, with `extra` bytes of each unsynced tail.
     fn cut(&self, extra: usize) -> Disk {
@@ -64,7 +62,6 @@ impl Disk {
             ..State::default()
         })))
     }
-
     fn set_space(&self, space: Option<usize>) {
         self.0.lock().unwrap().space = space;
     }
@@ -175,7 +172,6 @@ impl MediumFile for File {
 }
 
 const DOMAIN: [u8; 32] = [7; 32];
-
 fn object(n: u32) -> Record {
     let len = 50 + n as usize * 37 % 900;
     let payload = blake3::hash(&n.to_le_bytes())
@@ -311,7 +307,6 @@ async fn a_pack_cut_at_any_byte_keeps_what_is_whole() {
         .unwrap()
         .seen
         .clone();
-    // Every byte of the last record, some of the others: each is a database and some syncs.
     let cuts = (0..ends[1]).step_by(13).chain(ends[1]..=ends[2]);
     for cut in cuts {
         let inode = Inode {
@@ -465,7 +460,6 @@ async fn an_index_made_anew_equals_the_one_that_grew() {
         .iter()
         .find(|(key, _)| key.kind == RecordKind::Slot && key.owner == id(0))
         .unwrap();
-
     let fresh = tempfile::tempdir().unwrap();
     let store = open(&disk.cut(0), fresh.path(), small_packs());
     assert_eq!(

@@ -237,7 +237,8 @@ impl Journal {
         self.segments.iter().map(|segment| segment.bytes).sum()
     }
 
-    /// Makes durable what a process that was killed may have left in memory only: the next segment names the last record
+    /// Makes durable what a process that was killed may have left in memory only: the next segment names the last
+    /// record
     /// of this one, and must not outlive it. Pages whose write failed look clean, so they are read from the disk.
     fn settle(&self, number: u64) -> io::Result<()> {
         let file = self.dir.open(&file_name(number))?;

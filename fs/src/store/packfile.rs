@@ -164,8 +164,8 @@ pub(super) fn read(file: &dyn MediumFile, offset: u64, len: u32) -> io::Result<R
     })
 }
 
-/// Makes durable what a process that was killed may have left in memory only, and forgets what memory holds: pages whose
-/// write failed look clean. What is read afterwards survives a power cut.
+/// Makes durable what a process that was killed may have left in memory only, and forgets what memory holds: pages
+/// whose write failed look clean. What is read afterwards survives a power cut.
 pub(super) fn settle(dir: &dyn Medium, number: u64) -> io::Result<()> {
     let file = dir.open(&file_name(number))?;
     file.sync()?;

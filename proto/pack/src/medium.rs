@@ -85,7 +85,8 @@ pub trait MediumFile: Send + Sync {
     fn is_empty(&self) -> io::Result<bool> {
         self.len().map(|len| len == 0)
     }
-    /// Takes the file for this handle alone, until the handle goes: false if another has it, in this process or another.
+    /// Takes the file for this handle alone, until the handle goes: false if another has it, in this process or
+    /// another.
     fn try_lock(&self) -> io::Result<bool>;
     /// Makes later reads come from the disk itself, as far as that can be had: pages whose write failed look clean.
     fn drop_cache(&self) -> io::Result<()> {

@@ -1,7 +1,9 @@
 //! Power cuts, broken disks and full ones under the real engine, on a simulated disk, with real threads.
 //!
-//! A power cut is taken at every named point of the engine (`fs/src/engine/crash.rs`), with nothing, some or all of what
-//! was not synced; a machine is started on what is left, beside the server as it stood at that moment. `TABLE` says what
+//! A power cut is taken at every named point of the engine (`fs/src/engine/crash.rs`), with nothing, some or all of
+//! what
+//! was not synced; a machine is started on what is left, beside the server as it stood at that moment. `TABLE` says
+//! what
 //! must hold then. `SEALDRIVE_CRASH_ALL=1` takes every cut instead of some at each point, and sectors besides bytes.
 
 #![allow(clippy::unwrap_used, unreachable_pub)]

@@ -1,7 +1,7 @@
 //! EIO and ENOSPC at the n-th operation of a kind, for every n of a short workload.
 //!
-//! Invariant: whatever fails, no byte that is read is wrong, no success is reported that did not happen, and the machine
-//! that starts again on the same disk has everything that was promised.
+//! Invariant: whatever fails, no byte that is read is wrong, no success is reported that did not happen, and the
+//! machine that starts again on the same disk has everything that was promised.
 
 use sealdrive_tests::sim::disk::{Config, Disk, Op, Survivors, Trouble, seeded};
 
