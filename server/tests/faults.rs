@@ -15,7 +15,6 @@ use sealdrive_proto::id::DomainId;
 use sealdrive_server::index::{Index, Row, RowKey};
 use sealdrive_server::store::{Opened, Put, Store, StoreError, StoreOptions};
 
-/// A file: what a reader sees, and what a power cut leaves.
 #[derive(Default, Clone)]
 struct Inode {
     seen: Vec<u8>,
@@ -26,23 +25,19 @@ struct Inode {
 struct State {
     names: BTreeMap<String, Arc<Mutex<Inode>>>,
     durable_names: BTreeMap<String, Arc<Mutex<Inode>>>,
-    /// Bytes all files together may hold.
     space: Option<usize>,
     fail_sync: bool,
 }
 
-/// The simulated disk; clones share it.
 #[derive(Default, Clone)]
 struct Disk(Arc<Mutex<State>>);
 struct File(Arc<Mutex<Inode>>, Disk);
 impl Disk {
-    /// What a power cut at this moment leaves, with `extra` bytes of each unsynced tail.
     fn cut(&self, extra: usize) -> Disk {
         let state = self.0.lock().unwrap();
         let left = state.durable_names.iter().map(|(name, inode)| {
             let Inode { seen, durable } = inode.lock().unwrap().clone();
             let mut left = durable;
-            // Only the end of a pack is ever unsynced.
             if left.len() < seen.len() {
                 let upto = seen.len().min(left.len() + extra);
                 left = seen[..upto].to_vec();
@@ -149,7 +144,6 @@ impl MediumFile for File {
     }
     fn sync(&self) -> io::Result<()> {
         if std::mem::take(&mut self.1.0.lock().unwrap().fail_sync) {
-            // As the page cache does: told once, marked clean, lost.
             return Err(io::Error::other("EIO"));
         }
         let mut inode = self.0.lock().unwrap();
