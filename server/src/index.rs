@@ -4,15 +4,15 @@
 //! has come; rows and checkpoint change in one transaction, so a crash leaves an index that is behind, never one that
 //! is wrong. Any failed commit is final. Called by the store (applies, looks up) and at start (replays, lists).
 
-use std::path::Path;
-use std::sync::{PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::{fmt, io};
 
 use redb::{
     Database, Durability, ReadableDatabase as _, ReadableTable as _, ReadableTableMetadata as _,
 };
-use redb::{ReadOnlyTable, TableDefinition, WriteTransaction};
+use redb::{ReadOnlyTable, StorageBackend, TableDefinition, WriteTransaction};
 
-use sealdrive_pack::{Entry, Location, RecordKind};
+use sealdrive_pack::{Entry, Location, Medium, MediumFile, RecordKind};
 use sealdrive_proto::fields::{Fields, Misshapen};
 
 /// Memory for pages of the database, bytes. redb's default of 1 GiB is more than a small server has.
@@ -164,10 +164,36 @@ pub struct Index(RwLock<Option<Database>>);
 
 impl Index {
     /// Opens the index, making an empty one if there is none.
-    pub fn open(path: &Path) -> Result<Self, IndexError> {
+    pub fn open(data: &dyn Medium, name: &str) -> Result<Self, IndexError> {
+        let io = redb::StorageError::from;
+        let file = match data.open(name) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Self::begin(data, name);
+            }
+            file => file.map_err(io)?,
+        };
+        Self::open_file(file)
+    }
+
+    /// Makes an empty index: it gets its name when it is whole and durable, because half a database is no database, and
+    /// a server that was cut off at its first start must start again by itself.
+    fn begin(data: &dyn Medium, name: &str) -> Result<Self, IndexError> {
+        let io = redb::StorageError::from;
+        let unborn = format!("{name}.unborn");
+        match data.remove(&unborn) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(io(error).into()),
+            _ => {}
+        }
+        let index = Self::open_file(data.create(&unborn).map_err(io)?)?;
+        data.rename(&unborn, name).map_err(io)?;
+        data.sync_dir().map_err(io)?;
+        Ok(index)
+    }
+
+    fn open_file(file: Arc<dyn MediumFile>) -> Result<Self, IndexError> {
         let db = Database::builder()
             .set_cache_size(CACHE_BYTES)
-            .create(path)?;
+            .create_with_backend(Backend(file))?;
         let txn = begin(&db)?;
         txn.open_table(ROWS)?;
         txn.open_table(USAGE)?;
@@ -303,6 +329,37 @@ impl Index {
             Some(db) => Ok(db.close()?),
             None => Ok(()),
         }
+    }
+}
+
+/// redb's file on the medium.
+struct Backend(Arc<dyn MediumFile>);
+
+impl fmt::Debug for Backend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Backend")
+    }
+}
+
+impl StorageBackend for Backend {
+    fn len(&self) -> io::Result<u64> {
+        self.0.len()
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        self.0.read_at(out, offset)
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.0.truncate(len)
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.0.sync()
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.0.write_at(data, offset)
     }
 }
 

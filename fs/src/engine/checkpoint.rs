@@ -213,6 +213,7 @@ fn merge_frozen(
     )?;
     shared.crash.reached("checkpoint-durable");
     shared.store.save_index()?;
+    shared.crash.reached("index-durable");
     shared.drive.thaw(root);
     shared.uploading.appended.notify_one();
     shared.progress.update(|m| {

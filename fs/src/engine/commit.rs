@@ -247,10 +247,10 @@ impl Committer {
     /// The candidate is in the chain: the outbox may forget what it covers.
     fn settle(&self, candidate: Candidate) -> Result<(), Setback> {
         let store = &self.shared.store;
-        let retired = store
-            .retire(candidate.covered)
-            .and_then(|()| store.save_index());
-        retired.map_err(|e| Setback::Local(e.to_string()))?;
+        let local = |e: crate::store::StoreError| Setback::Local(e.to_string());
+        store.retire(candidate.covered).map_err(local)?;
+        self.shared.crash.reached("pack-retired");
+        store.save_index().map_err(local)?;
         self.shared.crash.reached("retired");
         let commit_seq = self.chain.pins().seq();
         self.shared.drive.set_committed(Some(candidate.root));
@@ -345,6 +345,7 @@ impl Committer {
             .advance(&accepted.commit, accepted.plain.clone())?;
         let written = self.pins_record.write(&pins_bytes(&self.device, pins));
         written.map_err(|e| Setback::Local(e.to_string()))?;
+        self.shared.crash.reached("pins-durable");
         self.author = self.device;
         self.pending.clear();
         self.shared.heard();

@@ -10,6 +10,7 @@ use std::time::Duration;
 use ed25519_dalek::SigningKey;
 use sealdrive_core::keys::DomainKeys;
 use sealdrive_core::local::LocalKeys;
+use sealdrive_pack::Medium;
 use sealdrive_proto::id::{DeviceId, DriveId};
 use sealdrive_proto::link::AccountChain;
 
@@ -21,6 +22,8 @@ use crate::remote::Remote;
 pub struct EngineConfig {
     /// State directory of this drive on this machine; created with mode 0700.
     pub dir: PathBuf,
+    /// What stands in the place of that directory; none: the directory itself.
+    pub medium: Option<Arc<dyn Medium>>,
     /// The drive.
     pub drive: DriveId,
     /// This device.
@@ -70,6 +73,7 @@ impl EngineConfig {
     ) -> Self {
         Self {
             dir: dir.into(),
+            medium: None,
             drive,
             device,
             keys,

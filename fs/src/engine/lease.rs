@@ -131,7 +131,9 @@ impl Keeper {
                 Err(e @ RemoteError::WrongServer(_)) => {
                     // Once a visit, not once an attempt.
                     if !std::mem::replace(&mut impostor, true) {
-                        self.shared.events.push(EventKind::WrongServer, e.to_string());
+                        self.shared
+                            .events
+                            .push(EventKind::WrongServer, e.to_string());
                     }
                     backoff.next()
                 }

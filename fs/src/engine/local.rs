@@ -2,17 +2,18 @@
 //!
 //! Invariant: opening changes nothing but torn tails. Used for the drive itself, and for a branch that was set aside.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, sync_channel};
 
 use bytes::Bytes;
 use sealdrive_core::keys::DomainKeys;
 use sealdrive_core::local::LocalKeys;
+use sealdrive_pack::Medium;
 use sealdrive_proto::id::{DriveId, Sid};
 
 use super::EngineError;
 use super::blobs::Blobs;
+use super::crash::CrashPoints;
 use super::events::{EventKind, Events};
 use super::fetch::Fetcher;
 use super::open::Records;
@@ -27,6 +28,7 @@ pub(super) struct Owner {
     pub(super) keys: Arc<DomainKeys>,
     pub(super) local: Arc<LocalKeys>,
     pub(super) cache_budget: u64,
+    pub(super) crash: CrashPoints,
 }
 
 /// What a directory holds.
@@ -42,17 +44,20 @@ pub(super) struct Local {
 
 impl Local {
     pub(super) fn open(
-        dir: &Path,
+        dir: &Arc<dyn Medium>,
         owner: &Owner,
         fetcher: Option<Fetcher>,
         events: &Arc<Events>,
     ) -> Result<Self, EngineError> {
         let records = Records::open(dir, owner.drive, &owner.local)?;
-        let store = Arc::new(Store::open(dir, owner.cache_budget)?);
+        let store = Arc::new(Store::open(Arc::clone(dir), owner.cache_budget)?);
         let (sender, copies) = sync_channel(CACHE_QUEUE);
         let (keys, local) = (Arc::clone(&owner.keys), Arc::clone(&owner.local));
         let events = Arc::clone(events);
-        let mut opened = Journal::open(&dir.join("journal"), owner.drive, Arc::clone(&local))?;
+        let journal = dir
+            .directory("journal")
+            .map_err(|e| EngineError::Io("opening the journal", e))?;
+        let mut opened = Journal::open(journal, owner.drive, Arc::clone(&local))?;
         if let Some(damage) = opened.1.damage.take() {
             events.push(EventKind::JournalDamage, damage.to_string());
         }
@@ -65,6 +70,7 @@ impl Local {
                 fetcher,
                 sender,
                 events,
+                owner.crash.clone(),
             )),
             store,
             copies,

@@ -5,7 +5,6 @@
 //! history verify. Missing pins beside other local state stop commits (somebody may have rolled this machine back) but
 //! never reading. Called by `Engine::open`.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,6 +13,7 @@ use sealdrive_core::history::{HistoryError, Pins};
 use sealdrive_core::local::LocalKeys;
 use sealdrive_core::seal::commit_location;
 use sealdrive_core::tree::Root;
+use sealdrive_pack::Medium;
 use sealdrive_proto::id::{DeviceId, DriveId, Kind};
 
 use super::EngineError;
@@ -42,16 +42,16 @@ pub(super) struct Records {
 
 impl Records {
     pub(super) fn open(
-        dir: &Path,
+        dir: &Arc<dyn Medium>,
         drive: DriveId,
         keys: &Arc<LocalKeys>,
     ) -> Result<Self, EngineError> {
-        let open = |purpose| Twin::open(dir, drive, purpose, Arc::clone(keys));
+        let open = |purpose| Twin::open(Arc::clone(dir), drive, purpose, Arc::clone(keys));
         let (checkpoint, found_checkpoint) = open(Purpose::Checkpoint)?;
         let (pins, found_pins, pins_damaged) = match open(Purpose::Pins) {
             Ok((twin, found)) => (twin, found, false),
             Err(TwinError::Damaged(_)) => (
-                Twin::fresh(dir, drive, Purpose::Pins, Arc::clone(keys)),
+                Twin::fresh(Arc::clone(dir), drive, Purpose::Pins, Arc::clone(keys)),
                 None,
                 true,
             ),

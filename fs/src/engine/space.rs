@@ -3,8 +3,10 @@
 //! Invariant: the drive is told before the disk is full, so that what was accepted can still be sealed, journaled and
 //! sent. Called by the pace thread and by a checkpoint between its rounds.
 
-use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+
+use sealdrive_pack::Medium;
 
 use crate::drive::Drive;
 use crate::limits::{PACK_SIZE, RESERVED_FREE};
@@ -12,17 +14,17 @@ use crate::store::Store;
 
 /// The two limits, and what the drive was told last.
 pub(super) struct Space {
-    dir: PathBuf,
+    dir: Arc<dyn Medium>,
     outbox_budget: u64,
     full: AtomicBool,
 }
 
 impl Space {
     /// At most `outbox_budget` bytes wait for the server, but never more than four fifths of what `dir` had free.
-    pub(super) fn new(dir: &Path, outbox_budget: u64) -> Self {
-        let most = free(dir).map_or(u64::MAX, |free| free / 5 * 4);
+    pub(super) fn new(dir: Arc<dyn Medium>, outbox_budget: u64) -> Self {
+        let most = free(&*dir).map_or(u64::MAX, |free| free / 5 * 4);
         Self {
-            dir: dir.to_owned(),
+            dir,
             outbox_budget: outbox_budget.min(most),
             full: AtomicBool::new(false),
         }
@@ -33,7 +35,7 @@ impl Space {
         // What is acknowledged leaves pack by pack, so up to two packs more are no sign of a server that is behind.
         let behind = store.outbox().pending().0 > self.outbox_budget
             || store.outbox().bytes() > self.outbox_budget.saturating_add(2 * PACK_SIZE);
-        let full = behind || free(&self.dir).is_some_and(|free| free < RESERVED_FREE);
+        let full = behind || free(&*self.dir).is_some_and(|free| free < RESERVED_FREE);
         if self.full.swap(full, Ordering::Relaxed) != full {
             drive.set_full(full);
         }
@@ -41,7 +43,6 @@ impl Space {
 }
 
 /// Bytes an ordinary user may still write there; `None` if the system does not tell.
-fn free(dir: &Path) -> Option<u64> {
-    let stat = rustix::fs::statvfs(dir).ok()?;
-    Some(stat.f_bavail.saturating_mul(stat.f_frsize))
+fn free(dir: &dyn Medium) -> Option<u64> {
+    dir.free().ok()
 }

@@ -2,18 +2,15 @@
 //!
 //! Invariant: at the end every thread has been joined; what ends first is what makes new work. Called by `Engine`.
 
-use std::fs::{DirBuilder, File};
-use std::os::unix::fs::DirBuilderExt;
-use std::path::Path;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use bytes::Bytes;
-use rustix::fs::{FlockOperation, flock};
 use sealdrive_core::commit_body::CommitBody;
 use sealdrive_core::record::Time;
+use sealdrive_pack::{Directory, Medium, MediumFile};
 use sealdrive_proto::id::Sid;
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
@@ -61,7 +58,7 @@ pub(super) struct Running {
     readers: Mutex<Vec<JoinHandle<()>>>,
     remote: Option<Arc<dyn Remote>>,
     runtimes: Mutex<Vec<Runtime>>,
-    _lock: File,
+    _lock: Arc<dyn MediumFile>,
 }
 
 fn io(what: &'static str) -> impl Fn(std::io::Error) -> EngineError {
@@ -85,24 +82,23 @@ fn network(name: &str, threads: usize, nice: i32) -> std::io::Result<Runtime> {
         .build()
 }
 
+/// The drive's state directory.
+fn state_dir(config: &EngineConfig) -> Result<Arc<dyn Medium>, EngineError> {
+    if let Some(medium) = &config.medium {
+        return Ok(Arc::clone(medium));
+    }
+    let made = Directory::create(&config.dir).map_err(io("creating the state directory"))?;
+    Ok(Arc::new(made))
+}
+
 /// One process per drive and machine: two would append to the same journal.
-fn lock_dir(dir: &Path) -> Result<File, EngineError> {
-    let broken = io("creating the state directory");
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(dir)
-        .map_err(&broken)?;
-    let file = File::options()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(dir.join("lock"))
-        .map_err(&broken)?;
-    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(file),
-        Err(rustix::io::Errno::WOULDBLOCK) => Err(EngineError::Busy),
-        Err(e) => Err(broken(e.into())),
+fn lock_dir(dir: &dyn Medium) -> Result<Arc<dyn MediumFile>, EngineError> {
+    let broken = io("locking the state directory");
+    let file = dir.open_or_create("lock").map_err(&broken)?;
+    if file.try_lock().map_err(&broken)? {
+        Ok(file)
+    } else {
+        Err(EngineError::Busy)
     }
 }
 
@@ -127,7 +123,8 @@ fn keep_copies(shared: &Shared, queue: &Receiver<(Sid, Bytes)>) {
 impl Running {
     /// Brings the drive back and starts everything.
     pub(super) fn start(config: EngineConfig) -> Result<Self, EngineError> {
-        let lock = lock_dir(&config.dir)?;
+        let dir = state_dir(&config)?;
+        let lock = lock_dir(&*dir)?;
         branch::finish(&config.dir)?;
         let starting = io("starting the network threads");
         let runtime = network("net", 2, 0).map_err(&starting)?;
@@ -139,7 +136,7 @@ impl Running {
             .as_ref()
             .map(|remote| Fetcher::start(runtime.handle(), Arc::clone(remote)));
         let (first, reached) = first_word(&config, &runtime)?;
-        let open = || Local::open(&config.dir, &Owner::of(&config), fetcher.clone(), &events);
+        let open = || Local::open(&dir, &Owner::of(&config), fetcher.clone(), &events);
         let mut local = open()?;
         let mut chain = remote.as_ref().map(|remote| {
             let pins = local.records.pins();
@@ -185,7 +182,7 @@ impl Running {
             store,
             blobs,
             uploading: Uploading::default(),
-            space: Space::new(&config.dir, config.outbox_budget),
+            space: Space::new(dir, config.outbox_budget),
             progress: Progress::default(),
             events,
             crash: config.crash.clone(),

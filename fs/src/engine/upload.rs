@@ -152,6 +152,7 @@ async fn transfer(
         if ready.is_empty() && in_flight < UPLOAD_WINDOW {
             ready = read_ahead(shared, cursor).await?.into();
             cursor = ready.back().map_or(cursor, |last| last.end);
+            shared.crash.reached("upload-read");
         }
         let may_send = !ready.is_empty() && in_flight < UPLOAD_WINDOW;
         tokio::select! {
@@ -163,6 +164,7 @@ async fn transfer(
                     in_flight += next.object.len();
                     flying.push_back(Flying { sequence, sid: next.sid, end: next.end, len: next.object.len() });
                     permit.send((sequence, next.object));
+                    shared.crash.reached("upload-sent");
                 }
             }
             ack = acks.recv() => {
@@ -217,6 +219,7 @@ async fn land(
     }
     if let Some(end) = reached {
         shared.store.outbox().acknowledge(end);
+        shared.crash.reached("upload-acknowledged");
         shared
             .uploading
             .sent_bytes

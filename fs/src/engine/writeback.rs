@@ -129,6 +129,7 @@ impl Workers {
         if !job.open_ended {
             stream.finish(&mut borders);
         }
+        self.shared.crash.reached("chunked");
         let chunks = borders.len() - 1;
         let flying = Arc::new(Flying {
             job,
@@ -245,6 +246,7 @@ fn work(shared: &Shared, queue: &Mutex<Receiver<Task>>, outstanding: &Outstandin
                 job.references
                     .lock()
                     .unwrap_or_else(PoisonError::into_inner)[index] = Some(reference);
+                shared.crash.reached("outbox-written");
                 shared.uploading.appended.notify_one();
             }
             Err(e) => shared.fail_local(&e.to_string()),
@@ -343,6 +345,7 @@ impl Flying {
                 tracing::warn!("a writeback job could not be ended");
             }
         }
+        shared.crash.reached("installed");
     }
 
     fn place(&self, references: &[Option<Reference>]) -> Vec<Placed> {

@@ -7,15 +7,14 @@
 
 mod twin;
 
-use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::io::{self, IoSlice};
 use std::sync::Arc;
 
 use sealdrive_core::journal::{
     self as grammar, Entry, SegmentHeader, SegmentReader, SegmentWriter,
 };
 use sealdrive_core::local::LocalKeys;
+use sealdrive_pack::{Medium, MediumFile};
 use sealdrive_proto::id::DriveId;
 
 pub use self::twin::{Purpose, Twin, TwinError};
@@ -38,14 +37,13 @@ pub enum JournalError {
 
 struct Segment {
     number: u64,
-    path: PathBuf,
     /// Newest operation in it.
     newest: u64,
     bytes: u64,
 }
 
 struct Open {
-    file: File,
+    file: Arc<dyn MediumFile>,
     writer: SegmentWriter,
 }
 
@@ -59,7 +57,7 @@ pub struct Replay {
 
 /// The journal of one drive.
 pub struct Journal {
-    dir: PathBuf,
+    dir: Arc<dyn Medium>,
     drive: DriveId,
     keys: Arc<LocalKeys>,
     /// In order; the last may be open.
@@ -73,14 +71,14 @@ pub struct Journal {
 impl Journal {
     /// Reads every segment in `dir`.
     pub fn open(
-        dir: &Path,
+        dir: Arc<dyn Medium>,
         drive: DriveId,
         keys: Arc<LocalKeys>,
     ) -> Result<(Self, Replay), JournalError> {
         let broken = |e| JournalError::Io("opening the journal", e);
-        std::fs::create_dir_all(dir).map_err(broken)?;
+        let found = segments_in(&*dir).map_err(broken)?;
         let mut journal = Self {
-            dir: dir.to_owned(),
+            dir,
             drive,
             keys,
             segments: Vec::new(),
@@ -93,27 +91,29 @@ impl Journal {
             entries: Vec::new(),
             damage: None,
         };
-        let found = segments_in(dir).map_err(broken)?;
         let count = found.len();
-        for (at, (number, path)) in found.into_iter().enumerate() {
+        for (at, number) in found.into_iter().enumerate() {
             journal.next = number + 1;
             if replay.damage.is_some() {
-                set_aside(&path).map_err(broken)?;
+                journal.set_aside(number).map_err(broken)?;
                 continue;
             }
-            let bytes = std::fs::read(&path).map_err(broken)?;
-            match journal.read(number, &path, &bytes, &mut replay.entries) {
+            if at + 1 == count {
+                journal.settle(number).map_err(broken)?;
+            }
+            let bytes = journal.dir.read(&file_name(number)).map_err(broken)?;
+            match journal.read(number, &bytes, &mut replay.entries) {
                 Ok(()) => {}
                 // It was being created when the machine stopped: nothing was promised.
                 Err(grammar::JournalError::Unborn) if at + 1 == count => {
-                    std::fs::remove_file(&path).map_err(broken)?
+                    journal.dir.remove(&file_name(number)).map_err(broken)?
                 }
                 Err(e @ (grammar::JournalError::Foreign | grammar::JournalError::OtherDrive)) => {
                     return Err(e.into());
                 }
                 Err(damage) => {
                     replay.damage = Some(damage);
-                    set_aside(&path).map_err(broken)?;
+                    journal.set_aside(number).map_err(broken)?;
                 }
             }
         }
@@ -123,7 +123,6 @@ impl Journal {
     fn read(
         &mut self,
         number: u64,
-        path: &Path,
         bytes: &[u8],
         entries: &mut Vec<Entry>,
     ) -> Result<(), grammar::JournalError> {
@@ -150,7 +149,6 @@ impl Journal {
         let bytes = bytes.len() as u64;
         self.segments.push(Segment {
             number,
-            path: path.to_owned(),
             newest,
             bytes,
         });
@@ -179,9 +177,9 @@ impl Journal {
         };
         for piece in open.writer.append(&*self.keys, entries).chunks(2) {
             // Head and record of one piece: one write for both.
-            let piece = piece.concat();
-            open.file.write_all(&piece)?;
-            segment.bytes += piece.len() as u64;
+            let mut parts: Vec<IoSlice<'_>> = piece.iter().map(|part| IoSlice::new(part)).collect();
+            open.file.append(segment.bytes, &mut parts)?;
+            segment.bytes += piece.iter().map(|part| part.len() as u64).sum::<u64>();
         }
         segment.newest = entries
             .iter()
@@ -200,7 +198,7 @@ impl Journal {
         let Some(open) = &mut self.open else {
             return Ok(());
         };
-        if let Err(e) = open.file.sync_data() {
+        if let Err(e) = open.file.sync() {
             // Never retried: the kernel may have dropped the pages and would report success next time.
             self.failed = true;
             return Err(JournalError::Io("syncing the journal", e));
@@ -227,7 +225,8 @@ impl Journal {
                 self.close();
             }
             let segment = self.segments.remove(0);
-            std::fs::remove_file(&segment.path)
+            self.dir
+                .remove(&file_name(segment.number))
                 .map_err(|e| JournalError::Io("trimming the journal", e))?;
         }
         Ok(())
@@ -236,6 +235,21 @@ impl Journal {
     /// Bytes of all segments.
     pub fn bytes(&self) -> u64 {
         self.segments.iter().map(|segment| segment.bytes).sum()
+    }
+
+    /// Makes durable what a process that was killed may have left in memory only: the next segment names the last
+    /// record
+    /// of this one, and must not outlive it. Pages whose write failed look clean, so they are read from the disk.
+    fn settle(&self, number: u64) -> io::Result<()> {
+        let file = self.dir.open(&file_name(number))?;
+        file.sync()?;
+        file.drop_cache()
+    }
+
+    /// Kept for a person to look at, and never read again.
+    fn set_aside(&self, number: u64) -> io::Result<()> {
+        self.dir
+            .rename(&file_name(number), &format!("{number:016x}.damaged"))
     }
 
     fn close(&mut self) {
@@ -255,18 +269,13 @@ impl Journal {
             salt,
         };
         let (writer, bytes) = SegmentWriter::begin(&header, &*self.keys);
-        let path = self.dir.join(format!("{number:016x}.sdj"));
-        let mut file = OpenOptions::new()
-            .append(true)
-            .create_new(true)
-            .open(&path)?;
-        file.write_all(&bytes)?;
-        file.sync_all()?;
-        File::open(&self.dir)?.sync_all()?;
+        let file = self.dir.create(&file_name(number))?;
+        file.append(0, &mut [IoSlice::new(&bytes)])?;
+        file.sync()?;
+        self.dir.sync_dir()?;
         self.next += 1;
         self.segments.push(Segment {
             number,
-            path,
             newest: 0,
             bytes: bytes.len() as u64,
         });
@@ -275,35 +284,40 @@ impl Journal {
     }
 }
 
-fn segments_in(dir: &Path) -> io::Result<Vec<(u64, PathBuf)>> {
-    let mut out = Vec::new();
-    for entry in std::fs::read_dir(dir)? {
-        let path = entry?.path();
-        let number = path
-            .file_name()
-            .and_then(|n| n.to_str())
-            .and_then(|n| n.strip_suffix(".sdj"));
-        if let Some(number) = number.and_then(|n| u64::from_str_radix(n, 16).ok()) {
-            out.push((number, path));
-        }
-    }
-    out.sort();
-    Ok(out)
+fn file_name(number: u64) -> String {
+    format!("{number:016x}.sdj")
 }
 
-/// Kept for a person to look at, and never read again.
-fn set_aside(path: &Path) -> io::Result<()> {
-    std::fs::rename(path, path.with_extension("damaged"))
+/// Numbers of the segments, in order.
+fn segments_in(dir: &dyn Medium) -> io::Result<Vec<u64>> {
+    let number = |name: &String| {
+        let number = u64::from_str_radix(name.strip_suffix(".sdj")?, 16).ok()?;
+        (file_name(number) == *name).then_some(number)
+    };
+    let mut out: Vec<u64> = dir.list()?.iter().filter_map(number).collect();
+    out.sort_unstable();
+    Ok(out)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use bytes::Bytes;
+    use sealdrive_pack::Directory;
+    use std::path::{Path, PathBuf};
 
     fn open(dir: &Path) -> (Journal, Replay) {
         let keys = Arc::new(LocalKeys::derive(&[1; 32], &[2; 32]));
+        let dir = Arc::new(Directory::open(dir).unwrap());
         Journal::open(dir, DriveId([3; 32]), keys).unwrap()
+    }
+
+    fn segments(dir: &Path) -> Vec<PathBuf> {
+        let numbers = segments_in(&Directory::open(dir).unwrap()).unwrap();
+        numbers
+            .into_iter()
+            .map(|n| dir.join(file_name(n)))
+            .collect()
     }
 
     fn data(seq: u64) -> Entry {
@@ -330,7 +344,7 @@ mod tests {
             journal.append(&[data(mount * 2 + 1)]).unwrap();
             journal.sync().unwrap();
         }
-        for (_, path) in segments_in(dir.path()).unwrap() {
+        for path in segments(dir.path()) {
             let bytes = std::fs::read(path).unwrap();
             assert!(!bytes.windows(7).any(|w| w == b"content"));
         }
@@ -363,7 +377,7 @@ mod tests {
             journal.append(&[data(seq)]).unwrap();
             journal.sync().unwrap();
         }
-        let (_, path) = segments_in(dir.path()).unwrap().remove(0);
+        let path = segments(dir.path()).remove(0);
         let mut bytes = std::fs::read(&path).unwrap();
         let middle = bytes.len() / 2;
         bytes[middle] ^= 1;

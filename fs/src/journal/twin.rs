@@ -5,12 +5,11 @@
 //! directory are durable. Layout: `magic4 ‖ ver ‖ 0×3 ‖ drive32 ‖ generation u64 ‖ salt32` (80 bytes, the associated
 //! data) ‖ the record under both local locks. Called by the engine's open, checkpoint and commit.
 
-use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::io;
 use std::sync::Arc;
 
 use sealdrive_core::local::LocalKeys;
+use sealdrive_pack::Medium;
 use sealdrive_proto::id::DriveId;
 
 use crate::clock;
@@ -64,7 +63,7 @@ pub enum TwinError {
 
 /// Two alternating copies of one record.
 pub struct Twin {
-    dir: PathBuf,
+    dir: Arc<dyn Medium>,
     drive: DriveId,
     purpose: Purpose,
     keys: Arc<LocalKeys>,
@@ -74,13 +73,13 @@ pub struct Twin {
 impl Twin {
     /// Reads the newest good copy. `Ok((_, None))` only if there is no copy at all.
     pub fn open(
-        dir: &Path,
+        dir: Arc<dyn Medium>,
         drive: DriveId,
         purpose: Purpose,
         keys: Arc<LocalKeys>,
     ) -> Result<(Self, Option<Vec<u8>>), TwinError> {
         let mut twin = Self {
-            dir: dir.to_owned(),
+            dir,
             drive,
             purpose,
             keys,
@@ -89,7 +88,7 @@ impl Twin {
         let mut newest = None;
         let mut found = false;
         for slot in 0..2 {
-            let bytes = match std::fs::read(twin.path(slot)) {
+            let bytes = match twin.dir.read(&twin.name(slot)) {
                 Ok(bytes) => bytes,
                 Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
                 Err(e) => return Err(TwinError::Io(purpose.stem(), e)),
@@ -109,9 +108,14 @@ impl Twin {
     }
 
     /// A record whose copies, if any, are not to be believed: the next `write` outlives them.
-    pub fn fresh(dir: &Path, drive: DriveId, purpose: Purpose, keys: Arc<LocalKeys>) -> Self {
+    pub fn fresh(
+        dir: Arc<dyn Medium>,
+        drive: DriveId,
+        purpose: Purpose,
+        keys: Arc<LocalKeys>,
+    ) -> Self {
         Self {
-            dir: dir.to_owned(),
+            dir,
             drive,
             purpose,
             keys,
@@ -130,23 +134,13 @@ impl Twin {
         let salt = clock::entropy::<32>().map_err(io::Error::other)?;
         let mut file = self.header(generation, &salt).to_vec();
         file.extend_from_slice(&self.keys.seal_record(&file[..], 0, plain));
-        let path = self.path(generation % 2);
-        let fresh = path.with_extension("new");
-        let mut out = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .open(&fresh)?;
-        out.write_all(&file)?;
-        out.sync_all()?;
-        std::fs::rename(&fresh, &path)?;
-        File::open(&self.dir)?.sync_all()?;
+        self.dir.replace(&self.name(generation % 2), &file)?;
         self.generation = generation;
         Ok(())
     }
 
-    fn path(&self, slot: u64) -> PathBuf {
-        self.dir.join(format!("{}.{slot}", self.purpose.stem()))
+    fn name(&self, slot: u64) -> String {
+        format!("{}.{slot}", self.purpose.stem())
     }
 
     fn header(&self, generation: u64, salt: &[u8; 32]) -> [u8; HEADER] {

@@ -5,15 +5,13 @@
 //! the object is (zeros in copies from the server). What follows the last good record is a torn tail and is ignored; a
 //! recovered pack is never appended to. Called by outbox and cache.
 
-use std::fs::{File, OpenOptions};
-use std::io;
-use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::io::{self, IoSlice};
 use std::sync::Arc;
 
 use bytes::Bytes;
 use sealdrive_core::local::RECORD_OVERHEAD;
 use sealdrive_core::reference::Reference;
+use sealdrive_pack::{Medium, MediumFile};
 use sealdrive_proto::id::Sid;
 use sealdrive_proto::limits::MAX_OBJECT;
 
@@ -53,7 +51,7 @@ pub(super) fn file_name(number: u64) -> String {
 
 /// The pack being written.
 pub(super) struct PackWriter {
-    file: Arc<File>,
+    file: Arc<dyn MediumFile>,
     number: u64,
     written: u64,
     buffer: Vec<u8>,
@@ -61,18 +59,13 @@ pub(super) struct PackWriter {
 
 impl PackWriter {
     /// Creates the file; file and directory entry are durable on return, so that a later fdatasync is enough.
-    pub(super) fn create(dir: &Path, number: u64) -> io::Result<Self> {
-        let path = dir.join(file_name(number));
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create_new(true)
-            .open(path)?;
-        file.write_all_at(MAGIC, 0)?;
-        file.sync_all()?;
-        File::open(dir)?.sync_all()?;
+    pub(super) fn create(dir: &dyn Medium, number: u64) -> io::Result<Self> {
+        let file = dir.create(&file_name(number))?;
+        file.append(0, &mut [IoSlice::new(MAGIC)])?;
+        file.sync()?;
+        dir.sync_dir()?;
         Ok(Self {
-            file: Arc::new(file),
+            file,
             number,
             written: MAGIC.len() as u64,
             buffer: Vec::new(),
@@ -110,13 +103,14 @@ impl PackWriter {
 
     /// Hands the buffer to the kernel.
     pub(super) fn flush(&mut self) -> io::Result<()> {
-        self.file.write_all_at(&self.buffer, self.written)?;
+        self.file
+            .append(self.written, &mut [IoSlice::new(&self.buffer)])?;
         self.written += self.buffer.len() as u64;
         self.buffer.clear();
         Ok(())
     }
 
-    pub(super) fn file(&self) -> Arc<File> {
+    pub(super) fn file(&self) -> Arc<dyn MediumFile> {
         Arc::clone(&self.file)
     }
 
@@ -145,16 +139,16 @@ fn checksum(sid: &Sid, note: &[u8; NOTE_LEN], object: &[u8]) -> u32 {
 }
 
 /// The note of a record whose checksum was good before.
-pub(super) fn read_note(file: &File, offset: u64) -> io::Result<[u8; NOTE_LEN]> {
+pub(super) fn read_note(file: &dyn MediumFile, offset: u64) -> io::Result<[u8; NOTE_LEN]> {
     let mut note = [0; NOTE_LEN];
-    file.read_exact_at(&mut note, offset + NOTE_AT)?;
+    file.read_at(&mut note, offset + NOTE_AT)?;
     Ok(note)
 }
 
 /// Reads one object and checks its checksum.
-pub(super) fn read(file: &File, offset: u64, len: u32) -> io::Result<Read> {
+pub(super) fn read(file: &dyn MediumFile, offset: u64, len: u32) -> io::Result<Read> {
     let mut record = vec![0; RECORD_HEADER as usize + len as usize];
-    match file.read_exact_at(&mut record, offset) {
+    match file.read_at(&mut record, offset) {
         Ok(()) => {}
         Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => return Ok(Read::Damaged),
         Err(e) => return Err(e),
@@ -170,9 +164,17 @@ pub(super) fn read(file: &File, offset: u64, len: u32) -> io::Result<Read> {
     })
 }
 
+/// Makes durable what a process that was killed may have left in memory only, and forgets what memory holds: pages
+/// whose write failed look clean. What is read afterwards survives a power cut.
+pub(super) fn settle(dir: &dyn Medium, number: u64) -> io::Result<()> {
+    let file = dir.open(&file_name(number))?;
+    file.sync()?;
+    file.drop_cache()
+}
+
 /// What recovery found in a pack.
 pub(super) struct Scan {
-    pub(super) file: File,
+    pub(super) file: Arc<dyn MediumFile>,
     pub(super) entries: Vec<Entry>,
     /// Records that fail their checksum and have good ones after them: rot, or writes that a power cut reordered.
     pub(super) damaged: Vec<Entry>,
@@ -181,9 +183,9 @@ pub(super) struct Scan {
 
 /// Reads all records in order and checks them. What follows the last good one is a torn tail; nothing is cut off,
 /// because a recovered pack is never appended to.
-pub(super) fn recover(path: &Path) -> io::Result<Scan> {
-    let file = File::open(path)?;
-    let size = file.metadata()?.len();
+pub(super) fn recover(dir: &dyn Medium, number: u64) -> io::Result<Scan> {
+    let file = dir.open(&file_name(number))?;
+    let size = file.len()?;
     let mut scan = Scan {
         file,
         entries: Vec::new(),
@@ -191,23 +193,20 @@ pub(super) fn recover(path: &Path) -> io::Result<Scan> {
         len: 0,
     };
     let mut magic = [0; MAGIC.len()];
-    if size < MAGIC.len() as u64
-        || scan.file.read_exact_at(&mut magic, 0).is_err()
-        || magic != *MAGIC
-    {
+    if size < MAGIC.len() as u64 || scan.file.read_at(&mut magic, 0).is_err() || magic != *MAGIC {
         return Ok(scan);
     }
     scan.len = MAGIC.len() as u64;
     let mut at = scan.len;
     let mut doubtful = Vec::new();
-    while let Some((len, sid)) = record_header(&scan.file, at, size)? {
+    while let Some((len, sid)) = record_header(&*scan.file, at, size)? {
         let entry = Entry {
             sid,
             offset: at,
             len,
         };
         at = entry.end();
-        match read(&scan.file, entry.offset, len)? {
+        match read(&*scan.file, entry.offset, len)? {
             Read::Object(_) => {
                 scan.damaged.append(&mut doubtful);
                 scan.entries.push(entry);
@@ -220,7 +219,7 @@ pub(super) fn recover(path: &Path) -> io::Result<Scan> {
 }
 
 /// Ids in a pack, from the record headers alone: for forgetting an evicted pack.
-pub(super) fn sids(file: &File, len: u64) -> io::Result<Vec<Sid>> {
+pub(super) fn sids(file: &dyn MediumFile, len: u64) -> io::Result<Vec<Sid>> {
     let mut out = Vec::new();
     let mut at = MAGIC.len() as u64;
     while at + RECORD_HEADER < len {
@@ -233,12 +232,12 @@ pub(super) fn sids(file: &File, len: u64) -> io::Result<Vec<Sid>> {
     Ok(out)
 }
 
-fn record_header(file: &File, at: u64, size: u64) -> io::Result<Option<(u32, Sid)>> {
+fn record_header(file: &dyn MediumFile, at: u64, size: u64) -> io::Result<Option<(u32, Sid)>> {
     let mut head = [0; RECORD_HEADER as usize];
     if at + RECORD_HEADER > size {
         return Ok(None);
     }
-    file.read_exact_at(&mut head, at)?;
+    file.read_at(&mut head, at)?;
     let len = u32::from_le_bytes([head[0], head[1], head[2], head[3]]);
     if len as usize > MAX_OBJECT || at + RECORD_HEADER + u64::from(len) > size {
         return Ok(None);

@@ -19,6 +19,8 @@ use crate::limits::INDEX_BATCH;
 
 /// Name of the index in the data directory.
 pub(super) const INDEX: &str = "index.redb";
+/// Directory of the packs in the data directory.
+pub(super) const PACKS: &str = "packs";
 /// Length of a pack without records, bytes.
 const EMPTY_PACK: u64 = 64;
 
@@ -63,8 +65,13 @@ pub(super) struct Opened {
     pub(super) damage: usize,
 }
 
-pub(super) fn open(medium: Arc<dyn Medium>, index: &Path) -> Result<Opened, OpenError> {
-    let index = Index::open(index)?;
+/// `data` holds the index under the name `index`, `medium` the packs.
+pub(super) fn open(
+    medium: Arc<dyn Medium>,
+    data: &dyn Medium,
+    index: &str,
+) -> Result<Opened, OpenError> {
+    let index = Index::open(data, index)?;
     let ids = list(&*medium)?;
     let mut store = None;
     let mut replay = Replay::new(&index)?;
@@ -238,18 +245,22 @@ pub struct Rebuilt {
 
 /// Makes the index of a data directory anew from the packs alone, and puts it in the place of the old one.
 pub fn rebuild(data: &Path) -> Result<Rebuilt, OpenError> {
-    let fresh = data.join("index.new");
-    match std::fs::remove_file(&fresh) {
+    rebuild_on(&Directory::open(data)?)
+}
+
+/// The same on any medium.
+pub fn rebuild_on(data: &dyn Medium) -> Result<Rebuilt, OpenError> {
+    const FRESH: &str = "index.new";
+    match data.remove(FRESH) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
         _ => {}
     }
-    let medium = Arc::new(Directory::open(&data.join("packs"))?);
     // An open pack is settled by the way, exactly as at start.
-    let opened = open(medium, &fresh)?;
+    let opened = open(data.directory(PACKS)?, data, FRESH)?;
     let rows = opened.index.totals()?.0;
     opened.index.close()?;
-    std::fs::rename(&fresh, data.join(INDEX))?;
-    std::fs::File::open(data)?.sync_all()?;
+    data.rename(FRESH, INDEX)?;
+    data.sync_dir()?;
     Ok(Rebuilt {
         rows,
         damage: opened.damage,

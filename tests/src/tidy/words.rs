@@ -15,6 +15,18 @@ struct Door {
 }
 
 const EVERYWHERE: &[&str] = &["fs/", "server/", "proto/"];
+/// Where durable state is written, but for `proto/pack/src/file.rs`, the one door.
+const DURABLE: &[&str] = &[
+    "fs/src/store/",
+    "fs/src/journal/",
+    "fs/src/engine/",
+    "server/src/store/",
+    "server/src/index.rs",
+    "proto/pack/src/medium.rs",
+    "proto/pack/src/writer.rs",
+    "proto/pack/src/reader.rs",
+    "proto/pack/src/scan.rs",
+];
 const CLOCKS: &[&str] = &["fs/src/clock.rs", "server/src/clock.rs"];
 
 const DOORS: &[Door] = &[
@@ -69,6 +81,18 @@ const DOORS: &[Door] = &[
         within: EVERYWHERE,
         allowed: CLOCKS,
         why: "clock.rs is the door of entropy",
+    },
+    Door {
+        word: "std::fs",
+        within: DURABLE,
+        allowed: &[],
+        why: "what is durable goes through `sealdrive_pack::Medium`, so that a simulated disk can stand under it",
+    },
+    Door {
+        word: "rustix::fs",
+        within: DURABLE,
+        allowed: &[],
+        why: "what is durable goes through `sealdrive_pack::Medium`, so that a simulated disk can stand under it",
     },
     Door {
         word: "std::fs",

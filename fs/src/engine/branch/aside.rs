@@ -10,6 +10,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::sync::Arc;
 
+use sealdrive_pack::Directory;
 use sealdrive_proto::id::DeviceId;
 
 use super::{Conflict, DIR, DROPPED, MOVING, Reader, broken, signed};
@@ -116,7 +117,8 @@ fn mark(base: &Path, config: &EngineConfig, conflict: &mut Conflict) -> Result<(
     }
     DirBuilder::new().mode(0o700).create(&making)?;
     let keys = Arc::clone(&config.local);
-    let mut record = Twin::fresh(&making, config.drive, Purpose::Conflict, keys);
+    let within = Arc::new(Directory::open(&making)?);
+    let mut record = Twin::fresh(within, config.drive, Purpose::Conflict, keys);
     let text = serde_json::to_vec(&*conflict).map_err(io::Error::other)?;
     record.write(&text).map_err(Mark::Record)?;
     std::fs::rename(&making, base.join(format!("{}.{MOVING}", conflict.id)))?;

@@ -20,6 +20,7 @@ use sealdrive_core::record::{FileKind, Ino, Key, ROOT, ino_of};
 use sealdrive_core::reference::Reference;
 use sealdrive_core::tree::{Nodes, Root};
 use sealdrive_core::view::{ReadError, View};
+use sealdrive_pack::{Directory, Medium};
 use serde::{Deserialize, Serialize};
 use tokio::runtime::Runtime;
 
@@ -103,6 +104,12 @@ impl Conflict {
     }
 }
 
+/// A branch's directory, as everything durable sees it.
+fn medium(dir: &Path) -> Result<Arc<dyn Medium>, EngineError> {
+    let opened = Directory::open(dir).map_err(broken("opening what was set aside"))?;
+    Ok(Arc::new(opened))
+}
+
 fn broken(what: &'static str) -> impl Fn(io::Error) -> EngineError {
     move |error| EngineError::Io(what, error)
 }
@@ -140,7 +147,7 @@ pub fn list(config: &EngineConfig) -> Result<Vec<Conflict>, EngineError> {
 
 fn read(config: &EngineConfig, id: &str) -> Result<Conflict, EngineError> {
     let (dir, local) = (config.dir.join(DIR).join(id), Arc::clone(&config.local));
-    let (_, record) = Twin::open(&dir, config.drive, Purpose::Conflict, local)?;
+    let (_, record) = Twin::open(medium(&dir)?, config.drive, Purpose::Conflict, local)?;
     let damaged = crate::journal::TwinError::Damaged("conflict");
     let record = record.and_then(|bytes| serde_json::from_slice(&bytes).ok());
     Ok(record.ok_or(damaged)?)
@@ -305,7 +312,7 @@ impl Branch {
         let remote = config.remote.as_ref();
         let fetcher = remote.map(|remote| Fetcher::start(runtime.handle(), Arc::clone(remote)));
         let events = Arc::<Events>::default();
-        let mut local = Local::open(&dir, &Owner::of(config), fetcher, &events)?;
+        let mut local = Local::open(&medium(&dir)?, &Owner::of(config), fetcher, &events)?;
         Ok(Self {
             reader: Reader::new(&mut local, conflict.base()),
             conflict,
@@ -334,6 +341,7 @@ impl Owner {
             keys: Arc::clone(&config.keys),
             local: Arc::clone(&config.local),
             cache_budget: config.cache_budget,
+            crash: config.crash.clone(),
         }
     }
 }
