@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use sealdrive_tests::sim::world::{Report, reproduce, run};
 
 /// Worlds of an ordinary test run.
-const USUAL: std::ops::Range<u64> = 0..200;
+const USUAL: std::ops::Range<u64> = 0..120;
 /// Worlds that are run twice.
 const TWICE: std::ops::Range<u64> = 1000..1010;
 /// Worlds at once.
