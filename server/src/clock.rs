@@ -1,8 +1,8 @@
 //! The one door to clock and entropy of the server.
 //!
 //! Invariant: nothing else in this crate asks for time or randomness; the wall clock never goes back while the process
-//! runs, whoever sets it; what runs out (leases, logins) is measured by a clock that nobody sets. Called everywhere they
-//! are needed.
+//! runs, whoever sets it; what runs out (leases, logins) is measured by a clock that nobody sets. Called everywhere
+//! they are needed.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};

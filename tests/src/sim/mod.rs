@@ -1,8 +1,8 @@
-//! Simulated worlds: what a machine stands on, with every misfortune of it on demand and decided by a seed; and, with the
-//! feature `simulation`, the real engine and the real calls of the server under one seeded scheduler.
+//! Simulated worlds: what a machine stands on, with every misfortune of it on demand and decided by a seed; and, with
+//! the feature `simulation`, the real engine and the real calls of the server under one seeded scheduler.
 //!
-//! Invariant: the same seed and the same requests give the same world. Called by the crash suites, `tests/simulation.rs`
-//! and `scripts/sim`.
+//! Invariant: the same seed and the same requests give the same world. Called by the crash suites,
+//! `tests/simulation.rs` and `scripts/sim`.
 
 pub mod disk;
 
