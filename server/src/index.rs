@@ -4,7 +4,7 @@
 //! has come; rows and checkpoint change in one transaction, so a crash leaves an index that is behind, never one that
 //! is wrong. Any failed commit is final. Called by the store (applies, looks up) and at start (replays, lists).
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError};
 use std::{fmt, io};
 
 use redb::{
@@ -14,6 +14,7 @@ use redb::{ReadOnlyTable, StorageBackend, TableDefinition, WriteTransaction};
 
 use sealdrive_pack::{Entry, Location, Medium, MediumFile, RecordKind};
 use sealdrive_proto::fields::{Fields, Misshapen};
+use sealdrive_runtime::sync::RwLock;
 
 /// Memory for pages of the database, bytes. redb's default of 1 GiB is more than a small server has.
 const CACHE_BYTES: usize = 128 << 20;

@@ -253,7 +253,9 @@ impl State {
 
     /// Forgets recovered bytes of inodes that are gone.
     pub(super) fn forget_the_dead(&mut self) -> Answer<()> {
-        let files: Vec<Ino> = self.dirty.keys().copied().collect();
+        let mut files: Vec<Ino> = self.dirty.keys().copied().collect();
+        // Which missing node is met first decides what is fetched.
+        files.sort_unstable();
         files
             .into_iter()
             .try_for_each(|ino| self.owner_of_dirty(ino).map(drop))

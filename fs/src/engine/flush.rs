@@ -5,8 +5,9 @@
 //! round begins share it. Called by `Engine::sync_local` and the checkpoint.
 
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::Instant;
+
+use sealdrive_runtime::channel::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 
 use super::shared::Shared;
 use crate::clock;

@@ -5,12 +5,13 @@
 //! name and no cid stands here, only what the server sees too. Called by `store/mod.rs`.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::{fmt, io};
 
 use redb::{Database, Durability, ReadableDatabase, StorageBackend, TableDefinition};
 use sealdrive_pack::{Medium, MediumFile};
 use sealdrive_proto::id::Sid;
+use sealdrive_runtime::sync::{Mutex, MutexGuard};
 
 use super::place::{Place, Position, Row};
 use crate::limits::{INDEX_BATCH, INDEX_CACHE};
