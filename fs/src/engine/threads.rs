@@ -205,11 +205,7 @@ impl Running {
             has_remote: remote.is_some(),
             not_before: clock::now(),
         };
-        let pacing = move || {
-            priority::step_back(priority::SEALING);
-            pace.run()
-        };
-        threads.insert(0, spawn("pace", pacing)?);
+        threads.insert(0, spawn("pace", move || pace.run())?);
         let mut tasks = Vec::new();
         if let (Some(remote), Some(chain)) = (&remote, chain) {
             let committer = Committer {

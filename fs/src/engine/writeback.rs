@@ -129,6 +129,9 @@ impl Workers {
             stream.finish(&mut borders);
         }
         self.shared.crash.reached("chunked");
+        self.shared
+            .drive
+            .job_cut(job.id, &tail_of(&job, borders[borders.len() - 1]));
         let chunks = borders.len() - 1;
         let flying = Arc::new(Flying {
             job,
@@ -172,6 +175,24 @@ impl Workers {
             .unwrap_or_else(PoisonError::into_inner)
             .take();
     }
+}
+
+/// What of a job's stream lies behind its last cut, by file.
+fn tail_of(job: &Job, cut: usize) -> Vec<(Ino, u64, u64)> {
+    let (mut tail, mut at) = (Vec::new(), 0);
+    for piece in &job.pieces {
+        let end = at + piece.data.len();
+        if end > cut {
+            let from = piece.off + cut.max(at) as u64 - at as u64;
+            let to = piece.off + piece.data.len() as u64;
+            match tail.last_mut() {
+                Some((ino, _, last)) if (*ino, *last) == (piece.ino, from) => *last = to,
+                _ => tail.push((piece.ino, from, to)),
+            }
+        }
+        at = end;
+    }
+    tail
 }
 
 impl Workers {
