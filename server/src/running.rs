@@ -19,7 +19,7 @@ use crate::identity::Identity;
 use crate::service::{self, ServeError};
 use crate::store::{OpenError, Opened, Store, StoreError, StoreOptions};
 use crate::tls::{Certificate, TlsError};
-use crate::{clock, invites};
+use crate::{clock, invites, private_file};
 
 /// Where to keep things and where to listen.
 #[derive(Debug, Clone)]
@@ -150,6 +150,16 @@ fn open_data(data: &Path) -> Result<std::fs::File, StartError> {
     }
 }
 
+/// Identity and certificate, made on first use by one process alone.
+fn open_keys(data: &Path) -> Result<(Identity, Certificate), StartError> {
+    let fail = |source| StartError::Data {
+        dir: data.display().to_string(),
+        source,
+    };
+    let _alone = private_file::alone(data).map_err(fail)?;
+    Ok((open_identity(data)?, Certificate::open(data)?))
+}
+
 fn open_identity(data: &Path) -> Result<Identity, StartError> {
     let fail = |source| StartError::Data {
         dir: data.display().to_string(),
@@ -213,7 +223,8 @@ impl Server {
             return Err(StartError::Plaintext(config.listen));
         }
         let lock = open_data(&config.data)?;
-        let certificate = Certificate::open(&config.data)?;
+        // Before anyone can connect: who sees the port open may ask for an invitation at once.
+        let certificate = open_keys(&config.data)?.1;
         let fail = |source| StartError::Listen {
             addr: config.listen,
             source,
@@ -307,8 +318,8 @@ pub fn invite(
         source,
     };
     std::fs::create_dir_all(data).map_err(fail)?;
-    let server_pk = open_identity(data)?.public();
-    let certificate = Certificate::open(data)?;
+    let (identity, certificate) = open_keys(data)?;
+    let server_pk = identity.public();
     let code = clock::entropy().map_err(fail)?;
     invites::open(data, &code).map_err(fail)?;
     let tls_fingerprint = (!plaintext_loopback).then(|| certificate.fingerprint());
