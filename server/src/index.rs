@@ -163,6 +163,9 @@ impl Row {
 /// The open index. It can be closed while others still hold it: they then get `Closed`.
 pub struct Index(RwLock<Option<Database>>);
 
+/// Bytes of a page of redb.
+const PAGE: u64 = 4096;
+
 impl Index {
     /// Opens the index, making an empty one if there is none.
     pub fn open(data: &dyn Medium, name: &str) -> Result<Self, IndexError> {
@@ -173,6 +176,13 @@ impl Index {
             }
             file => file.map_err(io)?,
         };
+        // A power cut while the file grows may leave any length, and redb takes whole pages only. Nothing durable names
+        // what lies beyond the last whole page.
+        let len = file.len().map_err(io)?;
+        let whole = len.next_multiple_of(PAGE);
+        if whole != len {
+            file.truncate(whole).map_err(io)?;
+        }
         Self::open_file(file)
     }
 

@@ -104,9 +104,11 @@ impl Journal {
             let bytes = journal.dir.read(&file_name(number)).map_err(broken)?;
             match journal.read(number, &bytes, &mut replay.entries) {
                 Ok(()) => {}
-                // It was being created when the machine stopped: nothing was promised.
+                // It was being created when the machine stopped: nothing was promised. The next one takes its number,
+                // because numbers follow each other without gaps.
                 Err(grammar::JournalError::Unborn) if at + 1 == count => {
-                    journal.dir.remove(&file_name(number)).map_err(broken)?
+                    journal.dir.remove(&file_name(number)).map_err(broken)?;
+                    journal.next = number;
                 }
                 Err(e @ (grammar::JournalError::Foreign | grammar::JournalError::OtherDrive)) => {
                     return Err(e.into());
@@ -318,6 +320,27 @@ mod tests {
             .into_iter()
             .map(|n| dir.join(file_name(n)))
             .collect()
+    }
+
+    /// The machine stopped, or its disk failed, while segment 2 was being created. The next mount removed it and called
+    /// its own segment 3; the mount after that found that 3 does not follow 1, set it aside as damaged, and everything
+    /// fsynced in between was gone.
+    #[test]
+    fn a_segment_after_an_unborn_one_is_read_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut journal = open(dir.path()).0;
+        journal.append(&[data(1)]).unwrap();
+        journal.sync().unwrap();
+        drop(journal);
+        std::fs::write(dir.path().join(file_name(2)), [0; 40]).unwrap();
+        let (mut journal, replay) = open(dir.path());
+        assert_eq!((replay.entries.len(), replay.damage), (1, None));
+        journal.append(&[data(2)]).unwrap();
+        journal.sync().unwrap();
+        drop(journal);
+        let (_, replay) = open(dir.path());
+        assert_eq!(replay.damage, None);
+        assert_eq!(replay.entries, [data(1), data(2)]);
     }
 
     fn data(seq: u64) -> Entry {
