@@ -190,7 +190,8 @@ impl Running {
             shared.read_only(why);
         }
         let (workers, mut threads) =
-            Workers::start(&shared, worker_count(&config)).map_err(io("starting a thread"))?;
+            Workers::start(&shared, worker_count(&config), config.chunk_sizes())
+                .map_err(io("starting a thread"))?;
         let (prefetch, mut readers) = Prefetch::start(&shared).map_err(io("starting a thread"))?;
         let (flusher, flushing) = Flusher::pair();
         let (stop, stopped) = watch::channel(false);

@@ -18,7 +18,7 @@ use super::conflict;
 use super::events::EventKind;
 use super::lease::Lease;
 use super::shared::Shared;
-use crate::limits::CALL_DEADLINE;
+use crate::limits::{CALL_DEADLINE, UPLOAD_YIELD};
 use crate::remote::{Ack, Remote, RemoteError, UploadStream};
 use crate::store::{Outgoing, Position, StoreError};
 
@@ -158,7 +158,8 @@ async fn transfer(
             cursor = ready.back().map_or(cursor, |last| last.end);
             shared.crash.reached("upload-read");
         }
-        let may_send = !ready.is_empty() && in_flight < UPLOAD_WINDOW;
+        let yields = shared.writers_first();
+        let may_send = !ready.is_empty() && in_flight < UPLOAD_WINDOW && !yields;
         // In this order: a lost lease stops at once, acknowledgements make room, and only then more is sent.
         tokio::select! {
             biased;
@@ -178,6 +179,7 @@ async fn transfer(
                     shared.crash.reached("upload-sent");
                 }
             }
+            () = time::sleep(UPLOAD_YIELD), if yields => {}
             () = shared.uploading.appended.notified(), if ready.is_empty() && in_flight < UPLOAD_WINDOW => {}
         }
     }
