@@ -29,7 +29,7 @@ fn short(rig: &mut Rig, met: impl Fn() -> bool) -> Promised {
         }
     };
     let _ = rig.mkdir("/d");
-    let _ = rig.put("/d/a", 1, 200_000);
+    let _ = rig.put("/d/a", 1, 250_000);
     rig.settle();
     sync(&mut promised);
     let _ = rig.put("/small", 2, 500);
@@ -76,7 +76,7 @@ fn run(op: Op, n: u64, trouble: Trouble) -> bool {
     rig.open(false, None)
         .unwrap_or_else(|e| panic!("{at}, started again: {e}"));
     rig.revived(&at);
-    rig.put("/again", 4, 150_000).unwrap();
+    rig.put("/again", 4, 250_000).unwrap();
     rig.settle();
     assert!(rig.sync(), "{at}: the disk is well again");
     rig.machine = None;

@@ -4,6 +4,8 @@
 //! (Mohan et al., OSDI 2018): most crash bugs need three operations on a few names, so all of them can be tried. Called
 //! by `mod.rs` and the model.
 
+use sealdrive_proto::limits::MIN_CHUNK;
+
 use super::model::Model;
 
 /// Bytes that do not repeat, none of them zero.
@@ -63,7 +65,7 @@ pub(super) enum Request {
 }
 
 /// Length of a file that goes into a chunk of its own.
-const LARGE: usize = 140_000;
+const LARGE: usize = MIN_CHUNK + 10_000;
 
 const fn write(path: &'static str, at: usize, seed: u64, len: usize) -> Request {
     Request::Write {
