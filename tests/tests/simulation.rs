@@ -7,6 +7,7 @@
 
 use std::collections::BTreeSet;
 
+use sealdrive_tests::sim::bounded::{Ground, Workload, try_all};
 use sealdrive_tests::sim::world::{Report, reproduce, run};
 
 /// Worlds of an ordinary test run.
@@ -15,6 +16,12 @@ const USUAL: std::ops::Range<u64> = 0..400;
 const TWICE: std::ops::Range<u64> = 1000..1010;
 /// Worlds at once.
 const SIDE_BY_SIDE: usize = 4;
+
+/// Every so many-th of the longer workloads is tried in an ordinary run; `scripts/sim --enumerate` tries them all.
+const SAMPLE: usize = 211;
+
+/// Longer workloads that are always tried: two batches of the journal that must be replayed in their order.
+const ALWAYS: &[&str] = &["append-a,fsync,shorten-a", "overwrite-a,fsync,zero-a"];
 
 fn seeds() -> std::ops::Range<u64> {
     let Ok(text) = std::env::var("SEALDRIVE_SIM_SEEDS") else {
@@ -42,6 +49,48 @@ fn the_same_seed_is_the_same_world() {
         digests.insert(first.digest);
     }
     assert_eq!(digests.len() as u64, TWICE.end - TWICE.start);
+}
+
+/// Worlds in which something once went wrong, each with its story.
+const STORIES: &[(u64, &str)] = &[
+    (
+        1063,
+        "the disk failed while a commit waited for acknowledgements; the wait was taken for done, and the commit named \
+         objects that were never sent",
+    ),
+    (
+        439,
+        "a full disk cut an append short, and it was done again",
+    ),
+    (1636, "the same, in another place"),
+];
+
+#[test]
+fn what_once_went_wrong_goes_well() {
+    for (seed, story) in STORIES {
+        if let Err(trouble) = run(*seed).result {
+            panic!("seed {seed} ({story}): {trouble}");
+        }
+    }
+}
+
+#[test]
+fn after_a_short_workload_any_power_cut_leaves_what_was_fsynced() {
+    let all = Workload::all(3);
+    let short = all.iter().filter(|workload| workload.steps() == 1);
+    let longer = all.iter().filter(|workload| workload.steps() > 1);
+    let mut sample: Vec<_> = short.chain(longer.step_by(SAMPLE)).cloned().collect();
+    sample.extend(ALWAYS.iter().map(|name| Workload::parse(name).unwrap()));
+    let ground = Ground::lay().unwrap();
+    let (tried, failed) = try_all(&ground, &sample, SIDE_BY_SIDE, |_, _| {});
+    println!("{} workloads of {}: {tried:#?}", sample.len(), all.len());
+    for (workload, trouble) in &failed {
+        println!("{trouble}\nagain: {}", workload.reproduce());
+    }
+    assert!(failed.is_empty(), "{} failed", failed.len());
+    // Each was cut before the fsync returned and after, and left different disks.
+    assert!(tried.after > 0 && tried.cuts > tried.after);
+    assert!(tried.images > tried.worlds * 5, "{tried:?}");
 }
 
 #[test]

@@ -1,11 +1,12 @@
-//! Runs simulated worlds: one, so many, or as many as fit some hours. Called by `scripts/sim`.
+//! Runs simulated worlds: one, so many, as many as fit some hours, or every short workload. Called by `scripts/sim`.
 //!
-//! Invariant: a seed that fails is named with the line that runs it again, and the exit code is 1 if any did.
+//! Invariant: what fails is named with the line that runs it again, and the exit code is 1 if anything did.
 
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
+use sealdrive_tests::sim::bounded::{self, Ground, Workload};
 use sealdrive_tests::sim::world::{Report, reproduce, run};
 
 /// Simulated worlds of client and server.
@@ -20,10 +21,67 @@ struct Args {
     /// Run for so many hours instead.
     #[arg(long)]
     hours: Option<f64>,
+    /// Instead: every workload of up to so many steps, with a power cut at every step of its fsync and after it.
+    #[arg(long)]
+    enumerate: Option<usize>,
+    /// Instead: one of these workloads, as a failure says.
+    #[arg(long)]
+    workload: Option<String>,
 }
 
 fn main() -> ExitCode {
     let args = Args::parse();
+    let good = match (&args.workload, args.enumerate) {
+        (Some(name), _) => match Workload::parse(name) {
+            Some(workload) => enumerate(&[workload]),
+            None => {
+                eprintln!("{name} is no workload");
+                false
+            }
+        },
+        (None, Some(longest)) => enumerate(&Workload::all(longest)),
+        (None, None) => seeds(&args),
+    };
+    if good {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
+}
+
+fn enumerate(workloads: &[Workload]) -> bool {
+    let began = Instant::now();
+    let ground = match Ground::lay() {
+        Ok(ground) => ground,
+        Err(trouble) => {
+            println!("no ground to stand on: {trouble}");
+            return false;
+        }
+    };
+    println!("{} workloads", workloads.len());
+    let cores = std::thread::available_parallelism().map_or(2, usize::from);
+    let (tried, failed) = bounded::try_all(&ground, workloads, cores, |done, failed| {
+        if done % 1000 == 0 {
+            println!("{done} worlds, {failed} failed, {:.0?}", began.elapsed());
+        }
+    });
+    for (workload, trouble) in &failed {
+        println!(
+            "{} FAILED: {trouble}\nagain: {}",
+            workload.name(),
+            workload.reproduce()
+        );
+    }
+    println!(
+        "{tried:#?}\n{} of {} worlds failed, {:.0?}",
+        failed.len(),
+        workloads.len(),
+        began.elapsed()
+    );
+    failed.is_empty()
+}
+
+fn seeds(args: &Args) -> bool {
     let began = Instant::now();
     let time = args
         .hours
@@ -59,9 +117,5 @@ fn main() -> ExitCode {
     }
     println!("{sum:#?}");
     println!("{worlds} worlds, {failed} failed, {:.0?}", began.elapsed());
-    if failed == 0 {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    }
+    failed == 0
 }

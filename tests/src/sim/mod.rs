@@ -9,6 +9,8 @@ pub mod disk;
 #[cfg(feature = "simulation")]
 mod account;
 #[cfg(feature = "simulation")]
+pub mod bounded;
+#[cfg(feature = "simulation")]
 mod drive;
 #[cfg(feature = "simulation")]
 mod ledger;
