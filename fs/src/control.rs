@@ -120,8 +120,32 @@ pub struct Status {
     pub lease_epoch: u64,
     /// The file asked about: `dirty`, `journaled`, `sent` or `committed`.
     pub file_state: Option<String>,
+    /// Files that cannot be read whole any more, as far as known.
+    pub damaged: Vec<DamagedFile>,
+    /// Exit code that what happened amounts to: 0, 21 (data lost) or 22 (rollback or tampering).
+    pub verdict: u8,
     /// What a person should know: last error of the connection, security events, space.
     pub notes: Vec<String>,
+}
+
+/// A file of which something is damaged or gone.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct DamagedFile {
+    /// Where it is now; `inode N` if that cannot be told.
+    #[serde(serialize_with = "lossy")]
+    pub path: PathBuf,
+    /// Inode number.
+    pub ino: u64,
+    /// The first byte known to be lost.
+    pub offset: u64,
+    /// When it was noticed, milliseconds since 1970.
+    pub at_ms: u64,
+}
+
+/// A name that is not text must not keep the whole answer back.
+fn lossy<S: serde::Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&path.to_string_lossy())
 }
 
 /// What the daemon can do for an asker. Implemented by the mount's wiring over the engine.

@@ -3,6 +3,8 @@
 //! Invariant: translates and decides nothing, except what a file's state is called: never `committed` while someone
 //! may still write to it. Called by `sealdrive mount` (makes it), the kernel's border and the control socket.
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -13,7 +15,7 @@ use sealdrive_core::reference::Reference;
 
 use crate::cli::exit::Exit;
 use crate::clock;
-use crate::control::{Control, Progress, Refusal, Status};
+use crate::control::{Control, DamagedFile, Progress, Refusal, Status};
 use crate::drive::{Answer, Drive, Progress as Way};
 use crate::engine::{BlobError, Connection, Engine, SyncError};
 use crate::fuse::{Backing, BackingError, Space};
@@ -59,6 +61,24 @@ impl Live {
         }
     }
 
+    /// Files of which something is lost, by the names they have now.
+    fn damaged_files(&self, now: &crate::engine::Status) -> Vec<DamagedFile> {
+        let file = |lost: &crate::engine::Casualty| {
+            let path = self.engine.drive().path_of(lost.ino).ok().flatten();
+            let path = path.map_or_else(
+                || PathBuf::from(format!("inode {}", lost.ino)),
+                |path| self.facts.mountpoint.join(OsStr::from_bytes(&path)),
+            );
+            DamagedFile {
+                path,
+                ino: lost.ino,
+                offset: lost.offset,
+                at_ms: lost.at_ms,
+            }
+        };
+        now.casualties.iter().map(file).collect()
+    }
+
     /// The weakest state of one file.
     fn file_state(&self, ino: Ino) -> Answer<&'static str> {
         let file = self.engine.drive().state_of(ino)?;
@@ -87,6 +107,29 @@ fn is_online(status: &crate::engine::Status) -> bool {
     )
 }
 
+/// What the events amount to, worst last seen: tampering, then loss. Nothing, if all is well or healed.
+fn verdict(status: &crate::engine::Status) -> Option<Exit> {
+    use crate::engine::EventKind as Kind;
+    let any = |kinds: &[Kind]| {
+        status
+            .events
+            .iter()
+            .any(|event| kinds.contains(&event.kind))
+    };
+    if any(&[
+        Kind::Rollback,
+        Kind::Fork,
+        Kind::ObjectTampered,
+        Kind::PinsMissing,
+    ]) {
+        Some(Exit::Tampered)
+    } else if !status.casualties.is_empty() || any(&[Kind::JournalDamage, Kind::OutboxDamage]) {
+        Some(Exit::Lost)
+    } else {
+        None
+    }
+}
+
 fn progress(status: &crate::engine::Status) -> Progress {
     Progress {
         pending_bytes: status.pending_bytes + status.dirty_bytes,
@@ -106,6 +149,13 @@ impl Control for Live {
                 "another device writes this drive; mount with --take-over to write here".to_owned(),
             );
         }
+        let damaged = self.damaged_files(&now);
+        notes.extend(damaged.iter().map(|file| {
+            format!(
+                "{} is damaged or lost: reading it fails",
+                file.path.display()
+            )
+        }));
         notes.extend(now.events.iter().map(|event| event.detail.clone()));
         Status {
             drive: self.facts.name.clone(),
@@ -128,6 +178,8 @@ impl Control for Live {
             file_state: ino
                 .and_then(|ino| self.file_state(ino).ok())
                 .map(str::to_owned),
+            verdict: verdict(&now).map_or(0, Exit::code),
+            damaged,
             notes,
         }
     }
@@ -254,6 +306,14 @@ impl Backing for Live {
 
     fn event(&self, operation: &'static str, text: &str) {
         tracing::warn!(operation, text, "a request failed");
+    }
+
+    fn damaged(&self, ino: Ino, offset: u64) {
+        self.engine.note_casualty(ino, offset);
+    }
+
+    fn readable(&self, ino: Ino, offset: u64, len: u64) {
+        self.engine.note_readable(ino, offset, len);
     }
 
     fn shutdown(

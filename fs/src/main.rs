@@ -6,5 +6,11 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     sealdrive::hygiene::harden();
+    if std::env::args_os()
+        .nth(1)
+        .is_some_and(|word| word == "mount")
+    {
+        sealdrive::hygiene::bound_memory();
+    }
     sealdrive::cli::main(std::env::args_os())
 }

@@ -4,6 +4,7 @@
 //! has come; rows and checkpoint change in one transaction, so a crash leaves an index that is behind, never one that
 //! is wrong. Any failed commit is final. Called by the store (applies, looks up) and at start (replays, lists).
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::{PoisonError, RwLock};
 
@@ -25,7 +26,14 @@ const ROWS: TableDefinition<'static, &[u8; KEY_LEN], &[u8; ROW_LEN]> = TableDefi
 const USAGE: TableDefinition<'static, &[u8; 32], u64> = TableDefinition::new("usage");
 /// One row, the checkpoint: `format u32 ‖ pack u64 ‖ offset u64 ‖ next sequence u64`.
 const META: TableDefinition<'static, u8, &[u8; META_LEN]> = TableDefinition::new("meta");
+/// Objects found damaged and not replaced yet: domain and sid.
+const SUSPECTS: TableDefinition<'static, &[u8; SUSPECT_LEN], ()> = TableDefinition::new("suspects");
+const SUSPECT_LEN: usize = 64;
+/// One row: the store's secret id, for packs whose own header is damaged.
+const STORE: TableDefinition<'static, u8, &[u8; 32]> = TableDefinition::new("store");
 const FORMAT: u32 = 1;
+/// Longest index that is checked page by page at start, bytes: seconds of work; beyond it a start would take minutes.
+const CHECKED_BYTES: u64 = 1 << 30;
 
 /// Why the index did not answer.
 #[derive(Debug, thiserror::Error)]
@@ -90,6 +98,13 @@ impl RowKey {
         out[0] = self.kind as u8;
         out[1..33].copy_from_slice(&self.owner);
         out[33..].copy_from_slice(&self.id);
+        out
+    }
+
+    fn suspect(&self) -> [u8; SUSPECT_LEN] {
+        let mut out = [0; SUSPECT_LEN];
+        out[..32].copy_from_slice(&self.owner);
+        out[32..].copy_from_slice(&self.id);
         out
     }
 
@@ -163,14 +178,36 @@ impl Row {
 pub struct Index(RwLock<Option<Database>>);
 
 impl Index {
-    /// Opens the index, making an empty one if there is none.
+    /// Opens the index, making an empty one if there is none. A damaged one is put aside and begun anew: the packs hold
+    /// all that it did.
     pub fn open(path: &Path) -> Result<Self, IndexError> {
-        let db = Database::builder()
+        // redb answers some damage with a panic.
+        let opened = catch_unwind(AssertUnwindSafe(|| Self::try_open(path)));
+        let error = match opened {
+            Ok(Ok(index)) => return Ok(index),
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => "a page is damaged".to_owned(),
+        };
+        tracing::error!(%error, "the index is damaged and is made anew from the packs");
+        std::fs::rename(path, path.with_extension("damaged"))
+            .map_err(|error| IndexError::Database(error.to_string()))?;
+        Self::try_open(path)
+    }
+
+    fn try_open(path: &Path) -> Result<Self, IndexError> {
+        let mut db = Database::builder()
             .set_cache_size(CACHE_BYTES)
             .create(path)?;
+        let len = std::fs::metadata(path).map_or(0, |meta| meta.len());
+        if len <= CHECKED_BYTES && !db.check_integrity()? {
+            // Repaired: an earlier state, with its own checkpoint, from which the packs are replayed.
+            tracing::warn!("the index was damaged and has gone back to an earlier state");
+        }
         let txn = begin(&db)?;
         txn.open_table(ROWS)?;
         txn.open_table(USAGE)?;
+        txn.open_table(SUSPECTS)?;
+        txn.open_table(STORE)?;
         let fresh = txn.open_table(META)?.get(0)?.is_none();
         if fresh {
             set_checkpoint(&txn, &Checkpoint::default())?;
@@ -228,8 +265,15 @@ impl Index {
         {
             let mut rows = txn.open_table(ROWS)?;
             let mut usage = txn.open_table(USAGE)?;
+            let mut suspects = txn.open_table(SUSPECTS)?;
             for (pack, entry) in records {
                 fold(&mut rows, &mut usage, *pack, entry)?;
+                let key = RowKey::of(entry).suspect();
+                match entry.header.kind {
+                    RecordKind::Object => drop(suspects.remove(&key)?),
+                    RecordKind::Tombstone => drop(suspects.insert(&key, ())?),
+                    _ => {}
+                }
             }
         }
         set_checkpoint(&txn, checkpoint)?;
@@ -273,6 +317,53 @@ impl Index {
             out.push((RowKey { kind, owner, id }, Row::decode(value.value())?));
         }
         Ok(out)
+    }
+
+    /// Objects of a domain that were found damaged and not replaced yet, at most `limit`.
+    pub fn suspects(&self, domain: &[u8; 32], limit: usize) -> Result<Vec<[u8; 32]>, IndexError> {
+        let table = self.with(|db| Ok(db.begin_read()?.open_table(SUSPECTS)?))?;
+        let border = |byte| {
+            let mut key = [byte; SUSPECT_LEN];
+            key[..32].copy_from_slice(domain);
+            key
+        };
+        let mut out = Vec::new();
+        for item in table.range::<&[u8; SUSPECT_LEN]>(&border(0)..=&border(255))? {
+            if out.len() == limit {
+                break;
+            }
+            let sid = Fields::new(&item?.0.value()[32..]).array();
+            out.push(sid.map_err(|_| IndexError::Format)?);
+        }
+        Ok(out)
+    }
+
+    /// Notes objects that a scan found damaged.
+    pub fn suspect(&self, objects: &[RowKey]) -> Result<(), IndexError> {
+        let txn = self.with(begin)?;
+        {
+            let rows = txn.open_table(ROWS)?;
+            let mut suspects = txn.open_table(SUSPECTS)?;
+            for key in objects {
+                if standing(&rows, key)?.is_none() {
+                    suspects.insert(&key.suspect(), ())?;
+                }
+            }
+        }
+        Ok(txn.commit()?)
+    }
+
+    /// The store's secret id, if it was noted.
+    pub fn store(&self) -> Result<Option<[u8; 32]>, IndexError> {
+        let table = self.with(|db| Ok(db.begin_read()?.open_table(STORE)?))?;
+        Ok(table.get(0)?.map(|value| *value.value()))
+    }
+
+    /// Notes the store's secret id.
+    pub fn set_store(&self, store: &[u8; 32]) -> Result<(), IndexError> {
+        let txn = self.with(begin)?;
+        txn.open_table(STORE)?.insert(0, store)?;
+        Ok(txn.commit()?)
     }
 
     /// Stored bytes of a domain's objects.

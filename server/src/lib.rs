@@ -9,6 +9,7 @@ pub mod core;
 pub mod identity;
 pub mod index;
 pub mod invites;
+mod key_files;
 pub mod limits;
 mod private_file;
 mod running;

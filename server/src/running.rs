@@ -19,7 +19,7 @@ use crate::identity::Identity;
 use crate::service::{self, ServeError};
 use crate::store::{OpenError, Opened, Store, StoreError, StoreOptions};
 use crate::tls::{Certificate, TlsError};
-use crate::{clock, invites};
+use crate::{clock, invites, key_files};
 
 /// Where to keep things and where to listen.
 #[derive(Debug, Clone)]
@@ -150,13 +150,18 @@ fn open_data(data: &Path) -> Result<std::fs::File, StartError> {
     }
 }
 
-fn open_identity(data: &Path) -> Result<Identity, StartError> {
+/// What clients pin; damage to one file is healed on the way.
+fn open_keys(data: &Path) -> Result<(Identity, Certificate), StartError> {
     let fail = |source| StartError::Data {
         dir: data.display().to_string(),
         source,
     };
+    key_files::settle(data).map_err(fail)?;
     let entropy = Zeroizing::new(clock::entropy().map_err(fail)?);
-    Identity::open(data, &entropy).map_err(fail)
+    let identity = Identity::open(data, &entropy).map_err(fail)?;
+    let certificate = Certificate::open(data)?;
+    key_files::keep(data).map_err(fail)?;
+    Ok((identity, certificate))
 }
 
 fn open_book(
@@ -199,8 +204,7 @@ impl Server {
             return Err(StartError::Plaintext(config.listen));
         }
         let lock = open_data(&config.data)?;
-        let identity = open_identity(&config.data)?;
-        let certificate = Certificate::open(&config.data)?;
+        let (identity, certificate) = open_keys(&config.data)?;
         let fail = |source| StartError::Listen {
             addr: config.listen,
             source,
@@ -291,8 +295,8 @@ pub fn invite(
         source,
     };
     std::fs::create_dir_all(data).map_err(fail)?;
-    let server_pk = open_identity(data)?.public();
-    let certificate = Certificate::open(data)?;
+    let (identity, certificate) = open_keys(data)?;
+    let server_pk = identity.public();
     let code = clock::entropy().map_err(fail)?;
     invites::open(data, &code).map_err(fail)?;
     let tls_fingerprint = (!plaintext_loopback).then(|| certificate.fingerprint());
@@ -321,7 +325,7 @@ pub fn status(data: &Path) -> Result<Counts, StartError> {
     let pack_bytes = pack_bytes(data).map_err(fail)?;
     let _lock = open_data(data)?;
     let (book, store, damaged) =
-        open_book(data, open_identity(data)?.public(), StoreOptions::default())?;
+        open_book(data, open_keys(data)?.0.public(), StoreOptions::default())?;
     let (records, object_bytes) = store.totals()?;
     store.close();
     let (accounts, drives) = book.counts();

@@ -19,6 +19,7 @@ Examples:
   sealdrive status ~/Drive/thesis.tex     Exit code 0: that file is on the server; 23: not yet.
   sealdrive status --max-age 1h           Exit code 24 if the newest restore point is older.
   sealdrive status --json | jq .pending
+  sealdrive status                        Exit code 21: something is damaged and lost; 22: rollback or tampering.
 
 States, from weakest: dirty (in memory), journaled (survives a crash here), sent (on the server), committed
 (part of a restore point on the server).";
@@ -64,6 +65,9 @@ impl Status {
                 .is_some_and(|state| state != "committed")
             {
                 exit = Exit::Pending;
+            }
+            if status.verdict != 0 {
+                exit = Exit::from_code(status.verdict);
             }
             if self.max_age.is_some_and(|max| is_older(status, max, now)) {
                 exit = Exit::TooOld;

@@ -63,9 +63,9 @@ impl Drive {
         self.peek().map.nodes.add(reference, node);
     }
 
-    /// No more room for data: writes get ENOSPC instead of waiting.
-    pub fn set_full(&self, full: bool) {
-        self.peek().full = full;
+    /// No more room for data: writes get this error instead of waiting. `None`: there is room again.
+    pub fn refuse_data(&self, refusal: Option<Errno>) {
+        self.peek().full = refusal;
         self.room.notify_all();
     }
 
@@ -101,7 +101,7 @@ impl Drive {
         if guard.must_wait(need) {
             self.work.notify_all();
         }
-        let waits = |s: &mut State| s.must_wait(need) && !s.closed && !(s.full && data);
+        let waits = |s: &mut State| s.must_wait(need) && !s.closed && !(s.full.is_some() && data);
         let (_guard, result) = self
             .room
             .wait_timeout_while(guard, at_most, waits)
@@ -210,8 +210,10 @@ impl Drive {
             if guard.closed {
                 return Err(Errno::EIO.into());
             }
-            if guard.full && need != Need::Records {
-                return Err(Errno::ENOSPC.into());
+            if let Some(refusal) = guard.full
+                && need != Need::Records
+            {
+                return Err(refusal.into());
             }
             if !guard.must_wait(need) {
                 break;

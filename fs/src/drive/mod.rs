@@ -28,6 +28,7 @@ mod rename;
 mod setattr;
 mod state;
 mod symlink;
+mod trace;
 mod writeback;
 mod xattr;
 

@@ -92,8 +92,8 @@ pub(super) struct State {
     pub(super) digests: DigestTable,
     /// A freeze is near: changes wait.
     pub(super) stalled: bool,
-    /// No room for more data.
-    pub(super) full: bool,
+    /// No room for more data, and how that is said.
+    pub(super) full: Option<Errno>,
     /// Shut down: changes are refused.
     pub(super) closed: bool,
     /// Dirty bytes the engine wants to be woken at.
@@ -125,7 +125,7 @@ impl State {
             jobs: Jobs::default(),
             digests: DigestTable::default(),
             stalled: false,
-            full: false,
+            full: None,
             closed: false,
             wake_at: u64::MAX,
             writer: 0,

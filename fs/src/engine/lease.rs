@@ -6,12 +6,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use sealdrive_proto::id::DeviceId;
+use sealdrive_proto::id::{DeviceId, Sid};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
 use super::backoff::Backoff;
-use super::events::{EventKind, Events};
+use super::events::EventKind;
+use super::shared::Shared;
 use crate::limits::{BACKOFF_MAX, CALL_DEADLINE};
 use crate::remote::{Remote, RemoteError};
 
@@ -52,7 +53,7 @@ pub(super) async fn keep(
     state: watch::Sender<Lease>,
     mut retry: watch::Receiver<u64>,
     mut stop: watch::Receiver<bool>,
-    events: Arc<Events>,
+    shared: Arc<Shared>,
     take_over: bool,
 ) {
     let mut backoff = Backoff::default();
@@ -66,6 +67,7 @@ pub(super) async fn keep(
             Ok(lease) if lease.granted => {
                 backoff.reset();
                 take_over = false;
+                send_again(&shared, lease.suspects);
                 set(
                     &state,
                     Lease::Held {
@@ -77,7 +79,7 @@ pub(super) async fn keep(
             }
             Ok(lease) => {
                 if held != 0 {
-                    events.push(
+                    shared.events.push(
                         EventKind::Fenced,
                         "another device has taken over this drive",
                     );
@@ -93,7 +95,9 @@ pub(super) async fn keep(
             Err(e) if e.is_temporary() => backoff.next(),
             Err(e) => {
                 if *state.borrow() != Lease::Refused {
-                    events.push(EventKind::Refused, format!("writer lease: {e}"));
+                    shared
+                        .events
+                        .push(EventKind::Refused, format!("writer lease: {e}"));
                 }
                 set(&state, Lease::Refused);
                 BACKOFF_MAX
@@ -111,6 +115,29 @@ pub(super) async fn keep(
         let _ = timeout(Duration::from_secs(2), remote.release_lease(epoch)).await;
     }
     set(&state, Lease::Unknown);
+}
+
+/// The server has found objects damaged: those that are whole here go into the outbox again.
+fn send_again(shared: &Arc<Shared>, suspects: Vec<Sid>) {
+    if suspects.is_empty() {
+        return;
+    }
+    let shared = Arc::clone(shared);
+    tokio::task::spawn_blocking(move || {
+        let mut sent = 0;
+        for sid in suspects {
+            match shared.store.send_again(sid) {
+                Ok(here) => sent += u64::from(here),
+                Err(e) => return shared.fail_local(&e.to_string()),
+            }
+        }
+        if sent > 0 {
+            shared.uploading.appended.notify_one();
+            let what =
+                format!("{sent} objects damaged on the server are sent again from this machine");
+            shared.events.push(EventKind::Healed, what);
+        }
+    });
 }
 
 fn set(state: &watch::Sender<Lease>, lease: Lease) {

@@ -6,6 +6,7 @@
 
 mod backoff;
 mod blobs;
+mod casualties;
 mod chain;
 mod checkpoint;
 mod commit;
@@ -35,10 +36,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use sealdrive_core::record::Ino;
 use sealdrive_core::reference::Reference;
 use sealdrive_proto::id::Kind;
 
 pub use self::blobs::BlobError;
+pub use self::casualties::Casualty;
 pub use self::chain::ChainError;
 pub use self::config::EngineConfig;
 pub use self::crash::CrashPoints;
@@ -206,6 +209,16 @@ impl Engine {
         }
         self.node(reference, clock::now() + NODE_WAIT)
             .map(|()| true)
+    }
+
+    /// Something of this file was asked for and is lost.
+    pub fn note_casualty(&self, ino: Ino, offset: u64) {
+        self.running.shared.casualties.note(ino, offset);
+    }
+
+    /// This range of this file was read.
+    pub fn note_readable(&self, ino: Ino, offset: u64, len: u64) {
+        self.running.shared.casualties.readable(ino, offset, len);
     }
 
     /// Reads these chunks ahead, in the background, as far as there is room in the queue.

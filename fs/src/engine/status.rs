@@ -4,6 +4,7 @@
 
 use serde::Serialize;
 
+use super::casualties::Casualty;
 use super::events::Event;
 use super::lease::Lease;
 
@@ -80,6 +81,9 @@ pub struct Status {
     pub stopped: Option<String>,
     /// Why nothing is written any more.
     pub failed: Option<String>,
+    /// Files of which something is lost.
+    #[serde(skip)]
+    pub casualties: Vec<Casualty>,
     /// Newest events, oldest first.
     pub events: Vec<Event>,
 }

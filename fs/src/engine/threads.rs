@@ -19,6 +19,7 @@ use tokio::sync::watch;
 
 use super::EngineError;
 use super::blobs::{BlobError, Blobs};
+use super::casualties::{self, Casualties};
 use super::chain::{Chain, root_of};
 use super::commit::Committer;
 use super::config::EngineConfig;
@@ -38,7 +39,7 @@ use super::warm;
 use super::writeback::Workers;
 use crate::clock;
 use crate::drive::{Drive, DriveError};
-use crate::journal::Journal;
+use crate::journal::{Journal, Replay};
 use crate::limits::{CACHE_QUEUE, PACE_INTERVAL};
 use crate::remote::Remote;
 use crate::store::Store;
@@ -154,15 +155,13 @@ impl Running {
             config.drive,
             Arc::clone(&config.local),
         )?;
-        if let Some(damage) = replay.damage {
-            events.push(EventKind::JournalDamage, damage.to_string());
-        }
+        tell_damage(&events, &records, &store, &replay);
         let unsaved = !replay.entries.is_empty();
         let start = open::start(&mut records, chain.as_mut(), &blobs, &config, unsaved)?;
         let drive = Arc::new(Drive::recover(
             start.checkpoint.root,
             start.checkpoint.seq,
-            replay.entries,
+            replay.into_steps(),
         ));
         let (lease_retry, retry) = watch::channel(0);
         let shared = Arc::new(Shared {
@@ -172,11 +171,15 @@ impl Running {
             uploading: Uploading::default(),
             space: Space::new(&config.dir, config.outbox_budget),
             progress: Progress::default(),
+            casualties: Casualties::default(),
             events,
             crash: config.crash.clone(),
             lease_retry,
         });
         greet(&shared, &start, &config)?;
+        let lost = shared.store.lost().iter().flat_map(|lost| &lost.sids);
+        let lost = lost.filter(|(_, acknowledged)| !acknowledged);
+        casualties::search(&shared, lost.map(|(sid, _)| *sid).collect());
         let (workers, mut threads) =
             Workers::start(&shared, worker_count(&config)).map_err(io("starting a thread"))?;
         let (prefetch, mut readers) = Prefetch::start(&shared).map_err(io("starting a thread"))?;
@@ -213,15 +216,20 @@ impl Running {
                 let shared = Arc::clone(&shared);
                 readers.push(spawn("warm", move || warm::run(&shared, root))?);
             }
-            let (shared, events) = (Arc::clone(&shared), Arc::clone(&shared.events));
-            let uploading = upload::run(shared, Arc::clone(remote), lease.clone(), stopped.clone());
+            let (for_upload, shared) = (Arc::clone(&shared), Arc::clone(&shared));
+            let uploading = upload::run(
+                for_upload,
+                Arc::clone(remote),
+                lease.clone(),
+                stopped.clone(),
+            );
             tasks.push(runtime.spawn(uploading));
             let keeping = lease::keep(
                 Arc::clone(remote),
                 lease_state,
                 retry,
                 stopped,
-                events,
+                shared,
                 config.take_over,
             );
             tasks.push(runtime.spawn(keeping));
@@ -334,7 +342,47 @@ impl Running {
             remote_error: now.remote_error,
             stopped: now.stopped,
             failed: now.failed,
+            casualties: self.shared.casualties.list(),
             events: self.shared.events.list(),
+        }
+    }
+}
+
+/// What was found damaged on the way, healed or not.
+fn tell_damage(events: &Events, records: &Records, store: &Store, replay: &Replay) {
+    if let Some(damage) = &replay.damage {
+        let what = format!(
+            "the journal is damaged, and what was written last on this machine may be lost: {damage}"
+        );
+        events.push(EventKind::JournalDamage, what);
+    }
+    for path in &replay.aside {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let what = format!(
+            "a damaged part of the journal is kept: {name}; remove it when it is of no more use"
+        );
+        events.push(EventKind::JournalDamage, what);
+    }
+    let twins = [&records.checkpoint, &records.pins, &records.commit];
+    for what in twins.into_iter().filter_map(|twin| twin.healed()) {
+        events.push(
+            EventKind::Healed,
+            format!("one copy of {what} was damaged; it was restored from the other"),
+        );
+    }
+    for lost in store.lost() {
+        let count = lost.sids.len().max(1);
+        if lost.is_loss() {
+            let what = format!(
+                "{count} objects that were not yet on the server are damaged or gone (outbox pack {:016x})",
+                lost.pack
+            );
+            events.push(EventKind::OutboxDamage, what);
+        } else {
+            events.push(
+                EventKind::Healed,
+                format!("{count} damaged objects of the outbox are on the server already"),
+            );
         }
     }
 }

@@ -3,16 +3,18 @@
 //! Invariant: `Outbox::acknowledge` is called only with what the server says survives its power cut, and never past an
 //! object whose id the server holds with other bytes until those were opened. One task.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use sealdrive_core::reference::Reference;
 use sealdrive_proto::id::Sid;
 use sealdrive_proto::limits::{UPLOAD_BATCH, UPLOAD_WINDOW};
 use tokio::sync::{Notify, watch};
 use tokio::time::timeout;
 
 use super::backoff::Backoff;
+use super::casualties;
 use super::conflict;
 use super::events::EventKind;
 use super::lease::Lease;
@@ -98,15 +100,18 @@ pub(super) async fn run(
             Stop::Remote(RemoteError::Fenced | RemoteError::Stale) | Stop::LeaseLost => {
                 shared.renew_lease()
             }
-            Stop::Remote(e) if e.is_temporary() => shared.note_remote_error(&e),
+            Stop::Remote(e) if e.is_temporary() => {
+                if e == RemoteError::Quota {
+                    shared.progress.update(|m| m.over_quota = true);
+                }
+                shared.note_remote_error(&e);
+            }
             Stop::Remote(e) => shared
                 .events
                 .push(EventKind::Refused, format!("upload: {e}")),
-            Stop::Local(StoreError::OutboxDamaged(sid, _)) => {
-                shared.events.push(
-                    EventKind::OutboxDamage,
-                    format!("object {}: checksum", sid.to_hex()),
-                );
+            Stop::Local(StoreError::OutboxDamaged(sid, end)) => {
+                heal(&shared, sid, end).await;
+                backoff.reset();
             }
             Stop::Local(e) => shared.fail_local(&e.to_string()),
         }
@@ -114,6 +119,35 @@ pub(super) async fn run(
             () = tokio::time::sleep(backoff.next()) => {}
             _ = stop.wait_for(|stop| *stop) => return,
         }
+    }
+}
+
+/// One damaged object must not keep the others from the server: it is sealed again from memory, or set aside and told.
+async fn heal(shared: &Arc<Shared>, sid: Sid, end: Position) {
+    let here = Arc::clone(shared);
+    let healed = tokio::task::spawn_blocking(move || {
+        let node = |reference: &Reference| here.drive.node_in_memory(reference);
+        here.blobs.heal(sid, end, node)
+    });
+    match healed.await {
+        Ok(Ok(true)) => {
+            shared.progress.must_reach(shared.store.end());
+            let what = format!(
+                "object {} of the outbox was damaged and is sealed again",
+                sid.to_hex()
+            );
+            shared.events.push(EventKind::Healed, what);
+        }
+        Ok(Ok(false)) => {
+            let what = format!(
+                "object {} was damaged before it was on the server",
+                sid.to_hex()
+            );
+            shared.events.push(EventKind::OutboxDamage, what);
+            casualties::search(shared, HashSet::from([sid]));
+        }
+        Ok(Err(e)) => shared.fail_local(&e.to_string()),
+        Err(_) => shared.fail_local("healing the outbox broke off"),
     }
 }
 
@@ -221,6 +255,9 @@ async fn land(
             .uploading
             .sent_bytes
             .fetch_add(bytes as u64, Ordering::Relaxed);
+        if shared.progress.now().over_quota {
+            shared.progress.update(|m| m.over_quota = false);
+        }
         shared.progress.acknowledged();
     }
     Ok(bytes)

@@ -5,6 +5,7 @@
 //! seals are
 //! `sealdrive_core::journal`. Called by the journal thread and by open.
 
+mod span;
 mod twin;
 
 use std::fs::{File, OpenOptions};
@@ -18,9 +19,10 @@ use sealdrive_core::journal::{
 use sealdrive_core::local::LocalKeys;
 use sealdrive_proto::id::DriveId;
 
+use self::span::Span;
 pub use self::twin::{Purpose, Twin, TwinError};
 use crate::clock;
-use crate::limits::SEGMENT_SIZE;
+use crate::limits::{SEAL_AT_ONCE, SEGMENT_SIZE};
 
 /// Why the journal cannot be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -53,8 +55,30 @@ struct Open {
 pub struct Replay {
     /// Entries in order, those that a checkpoint already holds included.
     pub entries: Vec<Entry>,
+    /// How many entries there were at the end of each segment.
+    ends: Vec<usize>,
     /// Why what follows the entries is not read, if it had been synced: set aside, and an event.
     pub damage: Option<grammar::JournalError>,
+    /// Files set aside, now or at an earlier mount, for a person to look at.
+    pub aside: Vec<PathBuf>,
+}
+
+impl Replay {
+    /// The entries of whole steps. A step never reaches into the next segment, so one without its barrier at the end of
+    /// a segment was cut there: it was never promised, and taken together with a later step it would tear it.
+    pub fn into_steps(self) -> Vec<Entry> {
+        let mut entries = self.entries.into_iter();
+        let (mut out, mut from) = (Vec::new(), 0);
+        for end in self.ends {
+            let segment: Vec<Entry> = entries.by_ref().take(end - from).collect();
+            let is_barrier =
+                |entry: &Entry| matches!(entry, Entry::Op { edits, .. } if edits.is_empty());
+            let whole = segment.iter().rposition(is_barrier).map_or(0, |at| at + 1);
+            out.extend(segment.into_iter().take(whole));
+            from = end;
+        }
+        out
+    }
 }
 
 /// The journal of one drive.
@@ -91,46 +115,93 @@ impl Journal {
         };
         let mut replay = Replay {
             entries: Vec::new(),
+            ends: Vec::new(),
             damage: None,
+            aside: Vec::new(),
         };
-        let found = segments_in(dir).map_err(broken)?;
+        let mut found = files_in(dir, ".sdj").map_err(broken)?;
+        let span = Span::read(dir);
+        if let Some(span) = span {
+            // Trimmed: only the deletion did not survive the crash.
+            for (_, path) in found.extract_if(.., |(number, _)| *number < span.first) {
+                std::fs::remove_file(path).map_err(broken)?;
+            }
+            journal.next = span.first;
+        }
         let count = found.len();
         for (at, (number, path)) in found.into_iter().enumerate() {
-            journal.next = number + 1;
             if replay.damage.is_some() {
                 set_aside(&path).map_err(broken)?;
                 continue;
             }
+            journal.next = number + 1;
             let bytes = std::fs::read(&path).map_err(broken)?;
-            match journal.read(number, &path, &bytes, &mut replay.entries) {
+            let gone = journal.segments.is_empty() && span.is_some_and(|span| number > span.first);
+            let read = if gone {
+                Err((grammar::JournalError::Broken, None))
+            } else {
+                journal.read(number, &path, &bytes, &mut replay.entries)
+            };
+            replay.ends.push(replay.entries.len());
+            match read {
                 Ok(()) => {}
                 // It was being created when the machine stopped: nothing was promised.
-                Err(grammar::JournalError::Unborn) if at + 1 == count => {
+                Err((grammar::JournalError::Unborn, _)) if at + 1 == count => {
                     std::fs::remove_file(&path).map_err(broken)?
                 }
-                Err(e @ (grammar::JournalError::Foreign | grammar::JournalError::OtherDrive)) => {
-                    return Err(e.into());
-                }
-                Err(damage) => {
+                Err((damage, good)) => {
                     replay.damage = Some(damage);
-                    set_aside(&path).map_err(broken)?;
+                    journal.cut(number, &path, good).map_err(broken)?;
                 }
             }
         }
+        let reached = journal.segments.last().map_or(0, |last| last.number);
+        if replay.damage.is_none()
+            && span.is_some_and(|span| !span.is_empty() && reached < span.last)
+        {
+            replay.damage = Some(grammar::JournalError::Broken);
+        }
+        if replay.damage.is_some() {
+            journal.note_span().map_err(broken)?;
+        }
+        replay.aside = files_in(dir, ".damaged")
+            .map_err(broken)?
+            .into_iter()
+            .map(|(_, path)| path)
+            .collect();
         Ok((journal, replay))
     }
 
+    /// Keeps the damaged file for a person to look at. What is good of it stays in force: it is on this disk nowhere
+    /// else, and the machine may stop again before a checkpoint holds it.
+    fn cut(&mut self, number: u64, path: &Path, good: Option<Segment>) -> io::Result<()> {
+        let Some(good) = good else {
+            // Nothing of it counts. The next segment follows the one before.
+            self.next = self.segments.last().map_or(number, |last| last.number + 1);
+            return set_aside(path);
+        };
+        std::fs::copy(path, path.with_extension("damaged"))?;
+        let file = OpenOptions::new().write(true).open(path)?;
+        file.set_len(good.bytes)?;
+        file.sync_all()?;
+        File::open(&self.dir)?.sync_all()?;
+        self.segments.push(good);
+        Ok(())
+    }
+
+    /// Reads one segment. An error comes with what is good of the segment, if its beginning is.
     fn read(
         &mut self,
         number: u64,
         path: &Path,
         bytes: &[u8],
         entries: &mut Vec<Entry>,
-    ) -> Result<(), grammar::JournalError> {
+    ) -> Result<(), (grammar::JournalError, Option<Segment>)> {
         let keys = Arc::clone(&self.keys);
-        let mut reader = SegmentReader::open(bytes, self.drive, &*keys)?;
+        let mut reader = SegmentReader::open(bytes, self.drive, &*keys).map_err(|e| (e, None))?;
         if let Some(last) = self.segments.last() {
-            reader.check_follows(last.number, self.tag)?;
+            let follows = reader.check_follows(last.number, self.tag);
+            follows.map_err(|e| (e, None))?;
         }
         let mut newest = 0;
         let damaged = loop {
@@ -144,16 +215,17 @@ impl Journal {
             }
         };
         self.tag = reader.tag();
-        if let Some(damage) = damaged {
-            return Err(damage);
-        }
-        let bytes = bytes.len() as u64;
-        self.segments.push(Segment {
+        let mut segment = Segment {
             number,
             path: path.to_owned(),
             newest,
-            bytes,
-        });
+            bytes: bytes.len() as u64,
+        };
+        if let Some(damage) = damaged {
+            segment.bytes = reader.good_len() as u64;
+            return Err((damage, Some(segment)));
+        }
+        self.segments.push(segment);
         Ok(())
     }
 
@@ -177,11 +249,23 @@ impl Journal {
         let (Some(open), Some(segment)) = (&mut self.open, self.segments.last_mut()) else {
             return Err(io::Error::other("no open segment"));
         };
-        for piece in open.writer.append(&*self.keys, entries).chunks(2) {
-            // Head and record of one piece: one write for both.
-            let piece = piece.concat();
-            open.file.write_all(&piece)?;
-            segment.bytes += piece.len() as u64;
+        let mut rest = entries;
+        while !rest.is_empty() {
+            // A flush may hold all dirty bytes there may be: sealed as a whole, they would be in memory three times.
+            let mut size = 0;
+            let fits = |entry: &&Entry| {
+                size += entry.encoded_len();
+                size <= SEAL_AT_ONCE
+            };
+            let count = rest.iter().take_while(fits).count().max(1);
+            let (now, later) = rest.split_at(count);
+            rest = later;
+            for piece in open.writer.append(&*self.keys, now).chunks(2) {
+                // Head and record of one piece: one write for both.
+                let piece = piece.concat();
+                open.file.write_all(&piece)?;
+                segment.bytes += piece.len() as u64;
+            }
         }
         segment.newest = entries
             .iter()
@@ -218,17 +302,20 @@ impl Journal {
 
     /// A durable checkpoint holds the operations up to `seq`: deletes the segments with nothing newer.
     pub fn trim(&mut self, seq: u64) -> Result<(), JournalError> {
-        while self
-            .segments
-            .first()
-            .is_some_and(|segment| segment.newest <= seq)
-        {
-            if self.segments.len() == 1 {
-                self.close();
-            }
-            let segment = self.segments.remove(0);
-            std::fs::remove_file(&segment.path)
-                .map_err(|e| JournalError::Io("trimming the journal", e))?;
+        let broken = |e| JournalError::Io("trimming the journal", e);
+        let done = |segment: &&Segment| segment.newest <= seq;
+        let count = self.segments.iter().take_while(done).count();
+        if count == 0 {
+            return Ok(());
+        }
+        if self.segments.len() == count {
+            self.close();
+        }
+        let trimmed: Vec<Segment> = self.segments.drain(..count).collect();
+        // First the note that they may be gone, then they go.
+        self.note_span().map_err(broken)?;
+        for segment in trimmed {
+            std::fs::remove_file(&segment.path).map_err(broken)?;
         }
         Ok(())
     }
@@ -262,7 +349,6 @@ impl Journal {
             .open(&path)?;
         file.write_all(&bytes)?;
         file.sync_all()?;
-        File::open(&self.dir)?.sync_all()?;
         self.next += 1;
         self.segments.push(Segment {
             number,
@@ -271,18 +357,31 @@ impl Journal {
             bytes: bytes.len() as u64,
         });
         self.open = Some(Open { file, writer });
-        Ok(())
+        // Syncs the directory, too: with it the segment's own entry.
+        self.note_span()
+    }
+
+    /// Notes which segments there are, so that one that is lost is missed.
+    fn note_span(&self) -> io::Result<()> {
+        Span {
+            first: self
+                .segments
+                .first()
+                .map_or(self.next, |first| first.number),
+            last: self.segments.last().map_or(0, |last| last.number),
+        }
+        .write(&self.dir)
     }
 }
 
-fn segments_in(dir: &Path) -> io::Result<Vec<(u64, PathBuf)>> {
+fn files_in(dir: &Path, ending: &str) -> io::Result<Vec<(u64, PathBuf)>> {
     let mut out = Vec::new();
     for entry in std::fs::read_dir(dir)? {
         let path = entry?.path();
         let number = path
             .file_name()
             .and_then(|n| n.to_str())
-            .and_then(|n| n.strip_suffix(".sdj"));
+            .and_then(|n| n.strip_suffix(ending));
         if let Some(number) = number.and_then(|n| u64::from_str_radix(n, 16).ok()) {
             out.push((number, path));
         }
@@ -297,82 +396,4 @@ fn set_aside(path: &Path) -> io::Result<()> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use bytes::Bytes;
-
-    fn open(dir: &Path) -> (Journal, Replay) {
-        let keys = Arc::new(LocalKeys::derive(&[1; 32], &[2; 32]));
-        Journal::open(dir, DriveId([3; 32]), keys).unwrap()
-    }
-
-    fn data(seq: u64) -> Entry {
-        Entry::Data {
-            seq,
-            ino: 2,
-            off: seq,
-            bytes: Bytes::from_static(b"content"),
-        }
-    }
-
-    fn seqs(replay: &Replay) -> Vec<u64> {
-        replay.entries.iter().map(Entry::seq).collect()
-    }
-
-    #[test]
-    fn what_was_synced_comes_back_over_several_mounts_and_nothing_is_in_clear() {
-        let dir = tempfile::tempdir().unwrap();
-        for mount in 0..3 {
-            let (mut journal, replay) = open(dir.path());
-            assert_eq!(seqs(&replay), (0..mount * 2).collect::<Vec<_>>());
-            journal.append(&[data(mount * 2)]).unwrap();
-            journal.sync().unwrap();
-            journal.append(&[data(mount * 2 + 1)]).unwrap();
-            journal.sync().unwrap();
-        }
-        for (_, path) in segments_in(dir.path()).unwrap() {
-            let bytes = std::fs::read(path).unwrap();
-            assert!(!bytes.windows(7).any(|w| w == b"content"));
-        }
-    }
-
-    #[test]
-    fn trim_deletes_only_what_the_checkpoint_holds() {
-        let dir = tempfile::tempdir().unwrap();
-        let (mut journal, _) = open(dir.path());
-        journal.append(&[data(1), data(2)]).unwrap();
-        journal.sync().unwrap();
-        journal.trim(1).unwrap();
-        assert_eq!(
-            seqs(&open(dir.path()).1),
-            [1, 2],
-            "operation 2 is not in the checkpoint"
-        );
-        journal.trim(2).unwrap();
-        assert!(journal.bytes() == 0 && open(dir.path()).1.entries.is_empty());
-        journal.append(&[data(3)]).unwrap();
-        journal.sync().unwrap();
-        assert_eq!(seqs(&open(dir.path()).1), [3]);
-    }
-
-    #[test]
-    fn damage_in_what_was_synced_is_reported_and_set_aside() {
-        let dir = tempfile::tempdir().unwrap();
-        let (mut journal, _) = open(dir.path());
-        for seq in 0..4 {
-            journal.append(&[data(seq)]).unwrap();
-            journal.sync().unwrap();
-        }
-        let (_, path) = segments_in(dir.path()).unwrap().remove(0);
-        let mut bytes = std::fs::read(&path).unwrap();
-        let middle = bytes.len() / 2;
-        bytes[middle] ^= 1;
-        std::fs::write(&path, bytes).unwrap();
-        let (_, replay) = open(dir.path());
-        assert!(replay.damage.is_some() && replay.entries.len() < 4);
-        assert!(
-            open(dir.path()).1.damage.is_none(),
-            "it does not stand in the way of the next mount"
-        );
-    }
-}
+mod tests;

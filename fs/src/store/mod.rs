@@ -6,6 +6,7 @@
 
 mod cache;
 mod index;
+mod lost;
 mod outbox;
 mod packfile;
 mod place;
@@ -23,6 +24,8 @@ pub use self::cache::Cache;
 use self::cache::Evicted;
 pub use self::index::IndexError;
 use self::index::{Index, Marks};
+pub use self::lost::Lost;
+use self::lost::{name_lost, packs_gone};
 pub use self::outbox::{Outbox, Outgoing};
 pub use self::packfile::NOTE_LEN;
 use self::packfile::Read;
@@ -86,6 +89,7 @@ pub struct Store {
     cache: Cache,
     index: Index,
     numbers: Arc<PackNumbers>,
+    lost: Vec<Lost>,
 }
 
 impl Store {
@@ -111,18 +115,29 @@ impl Store {
             .unwrap_or(0);
         let next = (last + 1)
             .max(marks.indexed_below)
-            .max(marks.acknowledged.pack + 1);
+            .max(marks.acknowledged.pack + 1)
+            .max(
+                marks
+                    .durable
+                    .iter()
+                    .map(|end| end.pack + 1)
+                    .max()
+                    .unwrap_or(0),
+            );
         let numbers = Arc::new(PackNumbers(AtomicU64::new(next)));
         let cached = open_cached(&in_cache, &index, marks.indexed_below)?;
         let cache = Cache::open(&cache_dir, Arc::clone(&numbers), cache_budget, cached);
-        let (outbox, damaged) = Outbox::open(
+        let (outbox, mut lost) = Outbox::open(
             &outbox_dir,
             Arc::clone(&numbers),
             marks.acknowledged,
+            &marks.durable,
             &in_outbox,
         )?;
-        for sid in damaged {
-            index.put(sid, Row::Gone);
+        lost.extend(packs_gone(&marks, &in_outbox, &in_cache));
+        name_lost(&mut lost, &index, &outbox, &marks)?;
+        for (sid, acknowledged) in lost.iter().flat_map(|lost| &lost.sids) {
+            index.put(*sid, if *acknowledged { Row::Sent } else { Row::Gone });
         }
         for (sid, place) in outbox.places() {
             index.put(sid, Row::Local(place));
@@ -132,9 +147,15 @@ impl Store {
             cache,
             index,
             numbers,
+            lost,
         };
         store.save_index()?;
         Ok(store)
+    }
+
+    /// What was found to be damaged or gone when the store was opened.
+    pub fn lost(&self) -> &[Lost] {
+        &self.lost
     }
 
     /// Where the object is known to be, if anywhere.
@@ -146,7 +167,9 @@ impl Store {
                 Some(false) => None,
                 None if self.cache.holds(place.pack) => Some(Known::Cached),
                 // Evicted, or a copy that a power cut took: the server had it before it could be in the cache.
-                None => Some(Known::Sent),
+                None if place.cached || self.outbox.is_acknowledged(&place) => Some(Known::Sent),
+                // Its pack is gone from the outbox: nobody has it.
+                None => None,
             },
             Some(Row::Sent) => Some(Known::Sent),
             Some(Row::Gone) | None => None,
@@ -192,6 +215,10 @@ impl Store {
             };
             match self.outbox.read(&place)? {
                 Some(Read::Object(object)) => return Ok(Local::Object(object, Known::Outbox)),
+                Some(Read::Damaged) if self.outbox.is_acknowledged(&place) => {
+                    self.drop_copy(*sid);
+                    return Ok(Local::Absent);
+                }
                 Some(Read::Damaged) => return Ok(Local::Lost),
                 None => {}
             }
@@ -225,6 +252,32 @@ impl Store {
         self.index.put(sid, Row::Gone);
     }
 
+    /// An object of the outbox is damaged: it is not waited for any more, and may be put again.
+    pub fn set_aside(&self, sid: Sid, end: Position) {
+        self.outbox.set_aside(sid, end);
+        self.index.put(sid, Row::Gone);
+    }
+
+    /// The server has lost an object: sends it again if a good copy is here. False if there is none.
+    pub fn send_again(&self, sid: Sid) -> Result<bool, StoreError> {
+        let Local::Object(object, known) = self.read(&sid)? else {
+            self.drop_knowledge(sid);
+            return Ok(false);
+        };
+        let waits = match self.index.get(&sid)? {
+            Some(Row::Local(place)) => !self.outbox.is_acknowledged(&place),
+            _ => false,
+        };
+        if known == Known::Outbox && waits {
+            return Ok(true); // on its way already
+        }
+        let note = self.note(&sid)?.unwrap_or([0; NOTE_LEN]);
+        let place = self.outbox.append(sid, &note, &object)?;
+        self.index.put(sid, Row::Local(place));
+        self.spill_index()?;
+        Ok(true)
+    }
+
     /// Makes everything in the outbox up to now durable.
     pub fn sync(&self) -> Result<Position, StoreError> {
         self.outbox.sync()
@@ -251,6 +304,7 @@ impl Store {
             Some(Marks {
                 indexed_below,
                 acknowledged,
+                durable: self.outbox.durable(),
             }),
         )?;
         Ok(())
@@ -258,6 +312,8 @@ impl Store {
 
     /// Moves what is acknowledged and covered by a durable commit up to `committed` into the cache.
     pub fn retire(&self, committed: Position) -> Result<(), StoreError> {
+        // What may be evicted from now on must not be missed as an outbox pack after a crash.
+        self.save_index()?;
         for pack in self.outbox.retire(committed, self.cache.dir())? {
             let evicted = self.cache.adopt(pack);
             self.forget(evicted)?;
@@ -278,6 +334,14 @@ impl Store {
     /// The end of what has been appended to the outbox.
     pub fn end(&self) -> Position {
         self.outbox.end()
+    }
+
+    /// The disk is short of `bytes`: copies go first. Whether any went.
+    pub fn shrink_cache(&self, bytes: u64) -> Result<bool, StoreError> {
+        let evicted = self.cache.shrink(bytes);
+        let any = !evicted.is_empty();
+        self.forget(evicted)?;
+        Ok(any)
     }
 
     fn forget(&self, evicted: Vec<Evicted>) -> Result<(), StoreError> {

@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 use sealdrive_proto::id::Sid;
 
+use super::lost::Lost;
 use super::packfile::{self, Entry, NOTE_LEN, PackWriter};
 use super::place::{Place, Position};
 use super::{PackNumbers, StoreError};
@@ -67,15 +68,16 @@ pub struct Outbox {
 }
 
 impl Outbox {
-    /// Opens every pack found, without their torn tails; `acknowledged` is where the upload had come to. Also
-    /// returns the ids of damaged records.
+    /// Opens every pack found, without their torn tails; `acknowledged` is where the upload had come to, `durable` how
+    /// far each pack was known to be durable. Also returns what is not there any more.
     pub(super) fn open(
         dir: &Path,
         numbers: Arc<PackNumbers>,
         acknowledged: Position,
+        durable: &[Position],
         found: &[(u64, PathBuf)],
-    ) -> Result<(Self, Vec<Sid>), StoreError> {
-        let mut damaged = Vec::new();
+    ) -> Result<(Self, Vec<Lost>), StoreError> {
+        let mut lost = Vec::new();
         let mut state = State {
             acknowledged,
             ..State::default()
@@ -83,21 +85,14 @@ impl Outbox {
         for (number, path) in found {
             let scan = packfile::recover(path)
                 .map_err(|e| StoreError::Io("recovering an outbox pack", e))?;
-            damaged.extend(scan.damaged.iter().map(|entry| entry.sid));
+            lost.extend(Lost::of(*number, &scan, acknowledged, durable));
             for entry in &scan.entries {
-                if (Position {
-                    pack: *number,
-                    offset: entry.end(),
-                }) > acknowledged
-                {
+                if (Position::new(*number, entry.end())) > acknowledged {
                     state.pending_bytes += u64::from(entry.len);
                     state.pending_objects += 1;
                 }
             }
-            state.synced = Position {
-                pack: *number,
-                offset: scan.len,
-            };
+            state.synced = Position::new(*number, scan.len);
             state.packs.insert(
                 *number,
                 OutPack {
@@ -113,7 +108,7 @@ impl Outbox {
             state: Mutex::new(state),
             syncing: Mutex::new(()),
         };
-        Ok((outbox, damaged))
+        Ok((outbox, lost))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -170,10 +165,7 @@ impl Outbox {
         state
             .packs
             .last_key_value()
-            .map_or(Position::default(), |(n, p)| Position {
-                pack: *n,
-                offset: p.len,
-            })
+            .map_or(Position::default(), |(n, p)| Position::new(*n, p.len))
     }
 
     /// Reads one object; `Ok(None)` if the pack is not in the outbox.
@@ -259,10 +251,7 @@ impl Outbox {
         let (mut bytes, mut objects) = (0, 0);
         for (number, pack) in state.packs.range(from.pack..=to.pack) {
             for entry in &pack.entries {
-                let end = Position {
-                    pack: *number,
-                    offset: entry.end(),
-                };
+                let end = Position::new(*number, entry.end());
                 if end > from && end <= to {
                     bytes += u64::from(entry.len);
                     objects += 1;
@@ -272,6 +261,45 @@ impl Outbox {
         state.pending_bytes -= bytes;
         state.pending_objects -= objects;
         state.acknowledged = to;
+    }
+
+    /// Takes a damaged object out of the queue, so that what stands behind it can be sent.
+    pub(super) fn set_aside(&self, sid: Sid, end: Position) {
+        let mut state = self.state();
+        let Some(pack) = state.packs.get_mut(&end.pack) else {
+            return;
+        };
+        let is_it = |entry: &Entry| entry.sid == sid && entry.end() == end.offset;
+        let Some(at) = pack.entries.iter().position(is_it) else {
+            return;
+        };
+        let entry = pack.entries.remove(at);
+        if end > state.acknowledged {
+            state.pending_bytes -= u64::from(entry.len);
+            state.pending_objects -= 1;
+        }
+    }
+
+    /// How far each pack that is not wholly acknowledged is durable.
+    pub(super) fn durable(&self) -> Vec<Position> {
+        let state = self.state();
+        let ends = state
+            .packs
+            .iter()
+            .map(|(number, pack)| Position::new(*number, pack.len));
+        let durable = |end: Position| match end.pack == state.synced.pack {
+            true => end.min(state.synced),
+            false => end,
+        };
+        ends.filter(|end| *end > state.acknowledged)
+            .map(durable)
+            .filter(|end| *end <= state.synced)
+            .collect()
+    }
+
+    /// Whether the server has what lies there.
+    pub(super) fn is_acknowledged(&self, place: &Place) -> bool {
+        place.end() <= self.state().acknowledged
     }
 
     /// How far the server has acknowledged.
@@ -301,10 +329,7 @@ impl Outbox {
             let limit = committed.min(state.acknowledged);
             let open = state.open.as_ref().map(PackWriter::number);
             let covered = |(n, p): (&u64, &OutPack)| {
-                let inside = Position {
-                    pack: *n,
-                    offset: p.len,
-                } <= limit;
+                let inside = Position::new(*n, p.len) <= limit;
                 (inside && Some(*n) != open).then_some(*n)
             };
             state.packs.iter().filter_map(covered).collect()
@@ -411,10 +436,7 @@ impl State {
         let mut files = std::mem::take(&mut self.unsynced);
         if let Some(open) = &mut self.open {
             open.flush()?;
-            let end = Position {
-                pack: open.number(),
-                offset: open.len(),
-            };
+            let end = Position::new(open.number(), open.len());
             if end > self.synced {
                 files.push(open.file());
             }
@@ -422,10 +444,7 @@ impl State {
         let end = self
             .packs
             .last_key_value()
-            .map_or(self.synced, |(n, p)| Position {
-                pack: *n,
-                offset: p.len,
-            });
+            .map_or(self.synced, |(n, p)| Position::new(*n, p.len));
         Ok((files, end.max(self.synced)))
     }
 

@@ -22,6 +22,8 @@ use crate::limits::{APPEND_BUFFER, PACK_SIZE};
 const MAGIC: &[u8; 8] = b"SDLP\x01\0\0\0";
 /// Length of a note: kind and reference under both local locks.
 pub const NOTE_LEN: usize = 1 + Reference::LEN + RECORD_OVERHEAD;
+/// The first bytes of every sealed object.
+const OBJECT_START: [u8; 4] = *b"SDO1";
 const NOTE_AT: u64 = 8 + Sid::LEN as u64;
 const RECORD_HEADER: u64 = NOTE_AT + NOTE_LEN as u64;
 
@@ -176,11 +178,17 @@ pub(super) struct Scan {
     pub(super) entries: Vec<Entry>,
     /// Records that fail their checksum and have good ones after them: rot, or writes that a power cut reordered.
     pub(super) damaged: Vec<Entry>,
+    /// Records that fail their checksum with nothing good after them: a torn tail, unless someone knows better.
+    pub(super) doubtful: Vec<Entry>,
+    /// Stretches in which not even an id can be read, with good records after them.
+    pub(super) gaps: usize,
+    /// Where the last good record ends.
     pub(super) len: u64,
 }
 
 /// Reads all records in order and checks them. What follows the last good one is a torn tail; nothing is cut off,
-/// because a recovered pack is never appended to.
+/// because a recovered pack is never appended to. A damaged length must not hide what follows it: the next record is
+/// then looked for.
 pub(super) fn recover(path: &Path) -> io::Result<Scan> {
     let file = File::open(path)?;
     let size = file.metadata()?.len();
@@ -188,35 +196,69 @@ pub(super) fn recover(path: &Path) -> io::Result<Scan> {
         file,
         entries: Vec::new(),
         damaged: Vec::new(),
+        doubtful: Vec::new(),
+        gaps: 0,
         len: 0,
     };
-    let mut magic = [0; MAGIC.len()];
-    if size < MAGIC.len() as u64
-        || scan.file.read_exact_at(&mut magic, 0).is_err()
-        || magic != *MAGIC
-    {
-        return Ok(scan);
-    }
-    scan.len = MAGIC.len() as u64;
-    let mut at = scan.len;
-    let mut doubtful = Vec::new();
-    while let Some((len, sid)) = record_header(&scan.file, at, size)? {
-        let entry = Entry {
-            sid,
-            offset: at,
-            len,
-        };
-        at = entry.end();
-        match read(&scan.file, entry.offset, len)? {
-            Read::Object(_) => {
-                scan.damaged.append(&mut doubtful);
-                scan.entries.push(entry);
-                scan.len = at;
+    let mut at = MAGIC.len() as u64;
+    let mut gaps = 0;
+    loop {
+        let step = match record_header(&scan.file, at, size)? {
+            Some((len, sid)) => {
+                let entry = Entry {
+                    sid,
+                    offset: at,
+                    len,
+                };
+                match read(&scan.file, at, len)? {
+                    Read::Object(_) => {
+                        scan.damaged.append(&mut scan.doubtful);
+                        scan.gaps += std::mem::take(&mut gaps);
+                        scan.entries.push(entry);
+                        scan.len = entry.end();
+                        at = entry.end();
+                        continue;
+                    }
+                    Read::Damaged => Some(entry),
+                }
             }
-            Read::Damaged => doubtful.push(entry),
+            None => None,
+        };
+        let Some(next) = next_record(&scan.file, at + 1, size)? else {
+            scan.doubtful.extend(step);
+            return Ok(scan);
+        };
+        // A length that leads to a good record is right, and so, most likely, is the id beside it.
+        match step {
+            Some(entry) if entry.end() == next => scan.doubtful.push(entry),
+            _ => gaps += 1,
         }
+        at = next;
     }
-    Ok(scan)
+}
+
+/// The next offset, at or behind `from`, where a good record stands: found by the beginning of its object.
+fn next_record(file: &File, from: u64, size: u64) -> io::Result<Option<u64>> {
+    let mut block = vec![0; APPEND_BUFFER];
+    let mut at = from + RECORD_HEADER;
+    while at + OBJECT_START.len() as u64 <= size {
+        let take = block.len().min((size - at) as usize);
+        file.read_exact_at(&mut block[..take], at)?;
+        let places = block[..take].windows(OBJECT_START.len()).enumerate();
+        for (place, _) in places.filter(|(_, bytes)| *bytes == OBJECT_START) {
+            let start = at + place as u64 - RECORD_HEADER;
+            if let Some((len, _)) = record_header(file, start, size)?
+                && let Read::Object(_) = read(file, start, len)?
+            {
+                return Ok(Some(start));
+            }
+        }
+        if take < block.len() {
+            break;
+        }
+        at += (take - OBJECT_START.len() + 1) as u64;
+    }
+    Ok(None)
 }
 
 /// Ids in a pack, from the record headers alone: for forgetting an evicted pack.
@@ -246,4 +288,66 @@ fn record_header(file: &File, at: u64, size: u64) -> io::Result<Option<(u32, Sid
     Ok(Sid::try_from(&head[8..NOTE_AT as usize])
         .ok()
         .map(|sid| (len, sid)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn object(n: u8) -> Vec<u8> {
+        let mut object = vec![n; 300 + usize::from(n)];
+        object[..4].copy_from_slice(&OBJECT_START);
+        object
+    }
+
+    fn pack(dir: &Path) -> (Vec<Entry>, std::path::PathBuf) {
+        let mut writer = PackWriter::create(dir, 1).unwrap();
+        let entries = (0..4)
+            .map(|n| {
+                writer
+                    .append(Sid([n; 32]), &[n; NOTE_LEN], &object(n))
+                    .unwrap()
+            })
+            .collect();
+        writer.flush().unwrap();
+        (entries, dir.join(file_name(1)))
+    }
+
+    /// A flipped bit in a length hid all records behind it: they were never sent, and the commit that named them was.
+    #[test]
+    fn one_damaged_byte_costs_at_most_one_record_wherever_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let (entries, path) = pack(dir.path());
+        let good = std::fs::read(&path).unwrap();
+        for at in 0..good.len() {
+            let mut bad = good.clone();
+            bad[at] ^= 1;
+            std::fs::write(&path, bad).unwrap();
+            let scan = recover(&path).unwrap();
+            let hit = entries
+                .iter()
+                .position(|e| (e.offset..e.end()).contains(&(at as u64)));
+            let left = entries.iter().enumerate().filter(|(n, _)| Some(*n) != hit);
+            let left: Vec<Entry> = left.map(|(_, entry)| *entry).collect();
+            assert_eq!(scan.entries, left, "byte {at}");
+            let told = scan.damaged.len() + scan.gaps + scan.doubtful.len();
+            // The last record's own length says that it reaches beyond the file: a torn tail to all appearance.
+            let last = hit == Some(entries.len() - 1);
+            assert!(last || told == usize::from(hit.is_some()), "byte {at}");
+        }
+    }
+
+    #[test]
+    fn a_torn_tail_is_no_damage() {
+        let dir = tempfile::tempdir().unwrap();
+        let (entries, path) = pack(dir.path());
+        let good = std::fs::read(&path).unwrap();
+        for len in 0..good.len() {
+            std::fs::write(&path, &good[..len]).unwrap();
+            let scan = recover(&path).unwrap();
+            let whole = entries.iter().filter(|e| e.end() <= len as u64).count();
+            assert_eq!(scan.entries, entries[..whole], "{len} bytes");
+            assert!(scan.damaged.is_empty() && scan.gaps == 0, "{len} bytes");
+        }
+    }
 }

@@ -9,7 +9,7 @@ use sealdrive_pack::RecordKind as PackKind;
 use sealdrive_proto::commit::SignedCommit;
 use sealdrive_proto::header::ObjectHeader;
 use sealdrive_proto::id::DriveId;
-use sealdrive_proto::limits::{LEASE_LIFE_S, MAX_COMMITS};
+use sealdrive_proto::limits::{LEASE_LIFE_S, MAX_COMMITS, MAX_SUSPECTS};
 use sealdrive_proto::transcript::Call;
 use sealdrive_proto::v1;
 use tokio::sync::mpsc;
@@ -36,6 +36,7 @@ fn lease_answer(lease: &Lease, granted: bool) -> v1::AcquireLeaseResponse {
         gc_generation: GC_GENERATION,
         holder: Bytes::copy_from_slice(lease.holder.as_bytes()),
         granted,
+        suspects: Vec::new(),
     }
 }
 
@@ -143,6 +144,7 @@ impl v1::drive_service_server::DriveService for Drives {
         };
         let proof = asked.proof.unwrap_or_default();
         let core = Arc::clone(&self.0);
+        let domain = caller.account.private_domain();
         let answer = uninterrupted(async move {
             let _held = core.lock(&caller.account).await;
             let proof = (proof.call_seq, &proof.signature[..]);
@@ -166,7 +168,19 @@ impl v1::drive_service_server::DriveService for Drives {
                 }
             })
         });
-        Ok(Response::new(answer.await?))
+        let mut answer = answer.await?;
+        if answer.granted {
+            // Only who may write can send them.
+            let store = self.0.store.clone();
+            let found = tokio::task::spawn_blocking(move || store.suspects(&domain, MAX_SUSPECTS));
+            let found = found.await.unwrap_or_else(|_| Ok(Vec::new()));
+            answer.suspects = found
+                .map_err(store_status)?
+                .iter()
+                .map(|sid| Bytes::copy_from_slice(sid.as_bytes()))
+                .collect();
+        }
+        Ok(Response::new(answer))
     }
 
     async fn release_lease(

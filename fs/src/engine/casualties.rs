@@ -1,0 +1,128 @@
+//! Files of which something is lost: what `status` names, by inode, so that a rename in between changes nothing.
+//!
+//! Invariant: in memory only, because a name may stand neither on disk nor in a log; bounded; a file leaves the list as
+//! soon as the range that failed has been read. Called by the mount's wiring, the upload and open.
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use sealdrive_core::record::Ino;
+use sealdrive_proto::id::{Kind, Sid};
+
+use super::shared::Shared;
+use crate::clock;
+use crate::limits::EVENTS_KEPT;
+
+/// One file that cannot be read whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Casualty {
+    /// The file.
+    pub ino: Ino,
+    /// The first byte known to be lost.
+    pub offset: u64,
+    /// When it was noticed, milliseconds since 1970, this machine's clock.
+    pub at_ms: u64,
+}
+
+/// The files, each once.
+#[derive(Default)]
+pub(super) struct Casualties {
+    files: Mutex<BTreeMap<Ino, Casualty>>,
+    any: AtomicBool,
+}
+
+impl Casualties {
+    fn files(&self) -> MutexGuard<'_, BTreeMap<Ino, Casualty>> {
+        self.files.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Something of this file is lost.
+    pub(super) fn note(&self, ino: Ino, offset: u64) {
+        let mut files = self.files();
+        if files.len() < EVENTS_KEPT {
+            let at_ms = clock::wall_ms();
+            let casualty = Casualty { ino, offset, at_ms };
+            files.entry(ino).or_insert(casualty);
+            self.any.store(true, Ordering::Release);
+        }
+    }
+
+    /// This range of the file was read. Called on every read: costs nothing while nothing is lost.
+    pub(super) fn readable(&self, ino: Ino, offset: u64, len: u64) {
+        if !self.any.load(Ordering::Acquire) {
+            return;
+        }
+        let mut files = self.files();
+        let range = offset..offset.saturating_add(len);
+        if files
+            .get(&ino)
+            .is_some_and(|lost| range.contains(&lost.offset))
+        {
+            files.remove(&ino);
+            self.any.store(!files.is_empty(), Ordering::Release);
+        }
+    }
+
+    /// By inode.
+    pub(super) fn list(&self) -> Vec<Casualty> {
+        self.files().values().copied().collect()
+    }
+}
+
+/// Looks for the files that need one of these objects, in the background: it walks every extent of the drive.
+pub(super) fn search(shared: &Arc<Shared>, lost: HashSet<Sid>) {
+    if lost.is_empty() {
+        return;
+    }
+    let shared = Arc::clone(shared);
+    let begun = std::thread::Builder::new()
+        .name("casualties".to_owned())
+        .spawn(move || walk(&shared, &lost));
+    if let Err(error) = begun {
+        tracing::warn!(%error, "which files are damaged is told when they are read");
+    }
+}
+
+fn walk(shared: &Shared, lost: &HashSet<Sid>) {
+    let mut from = Some(Vec::new());
+    while let Some(after) = from {
+        let keys = shared.blobs.keys();
+        let mut found = Vec::new();
+        let step = shared.with_nodes(|drive| {
+            found.clear();
+            drive.each_extent(&after, |ino, offset, reference| {
+                if keys
+                    .sids(Kind::Data, reference)
+                    .any(|(_, sid)| lost.contains(&sid))
+                {
+                    found.push((ino, offset));
+                }
+            })
+        });
+        for (ino, offset) in &found {
+            shared.casualties.note(*ino, *offset);
+        }
+        from = match step {
+            Ok(next) if !shared.progress.now().quit => next,
+            _ => return,
+        };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_listed_until_what_failed_was_read() {
+        let list = Casualties::default();
+        list.note(7, 5000);
+        list.note(7, 9000);
+        list.readable(7, 0, 5000);
+        list.readable(8, 0, 1 << 20);
+        assert_eq!(list.list().len(), 1);
+        list.readable(7, 4096, 4096);
+        assert!(list.list().is_empty());
+    }
+}

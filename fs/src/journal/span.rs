@@ -1,0 +1,53 @@
+//! Which segments there should be.
+//!
+//! Invariant: written after a segment is durable and before one is deleted, so that it never names one that is rightly
+//! not there. Called by the journal.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::path::Path;
+
+/// Numbers of the segments that stand in the directory: the witness for a lost file. Without it, or if it is damaged,
+/// the segments are believed as they are. File: `first u64 ‖ last u64 ‖ BLAKE3 of both`.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Span {
+    pub(super) first: u64,
+    pub(super) last: u64,
+}
+
+impl Span {
+    const FILE: &str = "span";
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.last < self.first
+    }
+
+    fn encode(&self) -> [u8; 48] {
+        let mut out = [0; 48];
+        out[..8].copy_from_slice(&self.first.to_le_bytes());
+        out[8..16].copy_from_slice(&self.last.to_le_bytes());
+        let check = blake3::hash(&out[..16]);
+        out[16..].copy_from_slice(check.as_bytes());
+        out
+    }
+
+    pub(super) fn read(dir: &Path) -> Option<Self> {
+        let bytes = std::fs::read(dir.join(Self::FILE)).ok()?;
+        let (first, rest) = bytes.split_first_chunk::<8>()?;
+        let (last, _) = rest.split_first_chunk::<8>()?;
+        let span = Self {
+            first: u64::from_le_bytes(*first),
+            last: u64::from_le_bytes(*last),
+        };
+        (bytes == span.encode()).then_some(span)
+    }
+
+    pub(super) fn write(&self, dir: &Path) -> io::Result<()> {
+        let (path, fresh) = (dir.join(Self::FILE), dir.join("span.new"));
+        let mut file = File::create(&fresh)?;
+        file.write_all(&self.encode())?;
+        file.sync_all()?;
+        std::fs::rename(&fresh, &path)?;
+        File::open(dir)?.sync_all()
+    }
+}
