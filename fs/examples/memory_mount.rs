@@ -26,6 +26,7 @@ fn main() -> anyhow::Result<()> {
         mountpoint: mountpoint.into(),
         options,
         drain_limit: Duration::from_secs(60),
+        umount_wait: None,
     };
     let ended = serve(Arc::clone(&double), &spec, || println!("ready"))?;
     println!(

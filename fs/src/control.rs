@@ -1,8 +1,8 @@
 //! The control socket of a mounted drive: one JSON object per line, so that `socat` can speak it too.
 //!
 //! Invariant: the socket lies in a directory only its owner may enter; a request can ask for state or for waiting,
-//! never for keys or content. Nothing here touches the mount itself: flushing the kernel's pages (`syncfs`) is done
-//! by the asking process, because the daemon would wait for itself.
+//! never for keys or content. Each asker has a thread of its own: what it asks for may wait for the loop threads
+//! (calling in the kernel's dirty pages), which wait for nobody here.
 //! The mount's wiring serves it; `status`, `sync` and `umount` ask.
 
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
@@ -13,6 +13,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+
+use crate::engine::{Below, Fence};
 
 /// Longest line either side reads, bytes.
 const MAX_LINE: u64 = 256 << 10;
@@ -25,11 +27,17 @@ const REQUEST_WAIT: Duration = Duration::from_secs(10);
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "op", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Request {
-    /// How the drive stands; with an inode number also how that file stands.
+    /// How the drive stands; with an inode number also how that file, or all below that directory, stands.
     Status {
         /// Inode number inside the drive, as stat(2) shows it.
         #[serde(default)]
         ino: Option<u64>,
+        /// Ask the server first, if it has not answered for this long.
+        #[serde(default)]
+        heard_within_ms: Option<u64>,
+        /// Have the kernel hand over its dirty pages first, so that the answer covers what was written before it.
+        #[serde(default)]
+        flush: bool,
     },
     /// Wait until everything written so far is on the server.
     Sync {
@@ -118,12 +126,29 @@ pub struct Status {
     pub commit_ms: Option<u64>,
     /// Writer lease epoch, 0 when none is held.
     pub lease_epoch: u64,
-    /// The file asked about: `dirty`, `journaled`, `sent` or `committed`.
+    /// The file asked about, or the weakest of all below the directory asked about: `dirty`, `journaled`, `sent` or
+    /// `committed`; `unknown` if it could not be told, and `notes` says why.
     pub file_state: Option<String>,
     /// Files that cannot be read whole any more, as far as known.
     pub damaged: Vec<DamagedFile>,
     /// Exit code that what happened amounts to: 0, 21 (data lost) or 22 (rollback or tampering).
     pub verdict: u8,
+    /// The path asked about, as it was given.
+    pub path: Option<PathBuf>,
+    /// Files open for writing: of the whole drive, or of what was asked about. They are never called committed.
+    pub open_for_write: u64,
+    /// How many are in which state below the directory asked about.
+    pub below: Option<Below>,
+    /// Age of the oldest change that is in no restore point, ms; none if all are in one.
+    pub waiting_ms: Option<u64>,
+    /// Time since the server last answered, ms.
+    pub heard_ms: u64,
+    /// The machine that has taken the drive over while it was mounted here, if one has.
+    pub fenced: Option<Fence>,
+    /// Branches of this drive that were set aside on this machine (`sealdrive conflicts`).
+    pub conflicts: u64,
+    /// What fsync waits for: `local` or `server`.
+    pub fsync: String,
     /// What a person should know: last error of the connection, security events, space.
     pub notes: Vec<String>,
 }
@@ -148,10 +173,32 @@ fn lossy<S: serde::Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::E
     serializer.serialize_str(&path.to_string_lossy())
 }
 
+/// What a status is to tell besides the drive's own; see [`Request::Status`].
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Ask {
+    /// Also of this inode.
+    pub ino: Option<u64>,
+    /// Ask the server first, if it has not answered for this long.
+    pub heard_within: Option<Duration>,
+    /// Have the kernel hand over its dirty pages first.
+    pub flush: bool,
+}
+
+impl From<Ask> for Request {
+    fn from(ask: Ask) -> Self {
+        let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        Self::Status {
+            ino: ask.ino,
+            heard_within_ms: ask.heard_within.map(ms),
+            flush: ask.flush,
+        }
+    }
+}
+
 /// What the daemon can do for an asker. Implemented by the mount's wiring over the engine.
 pub trait Control: Send + Sync + 'static {
-    /// The state of the drive, and of one file.
-    fn status(&self, ino: Option<u64>) -> Status;
+    /// The state of the drive, and of what else was asked about.
+    fn status(&self, ask: &Ask) -> Status;
     /// Waits until everything written so far is on the server, telling how far it is about twice a second.
     /// `tell` answers false when the asker is gone.
     fn sync(
@@ -243,7 +290,15 @@ fn answer(stream: UnixStream, control: &dyn Control) -> std::io::Result<()> {
         out.write_all(text.as_bytes())
     };
     let last = match serde_json::from_str(&line) {
-        Ok(Request::Status { ino }) => Answer::Status(Box::new(control.status(ino))),
+        Ok(Request::Status {
+            ino,
+            heard_within_ms,
+            flush,
+        }) => Answer::Status(Box::new(control.status(&Ask {
+            ino,
+            heard_within: heard_within_ms.map(Duration::from_millis),
+            flush,
+        }))),
         Ok(Request::Sync { timeout_ms }) => {
             let mut tell = |progress: Progress| say(&Answer::Progress(progress)).is_ok();
             match control.sync(timeout_ms.map(Duration::from_millis), &mut tell) {
@@ -299,8 +354,7 @@ pub fn mounted(dir: &Path) -> std::io::Result<Vec<(PathBuf, Status)>> {
         if path
             .extension()
             .is_some_and(|extension| extension == "sock")
-            && let Ok(Answer::Status(status)) =
-                ask(&path, &Request::Status { ino: None }, &mut |_| ())
+            && let Ok(Answer::Status(status)) = ask(&path, &Ask::default().into(), &mut |_| ())
         {
             found.push((path, *status));
         }
@@ -316,10 +370,13 @@ mod tests {
     struct Fixed;
 
     impl Control for Fixed {
-        fn status(&self, ino: Option<u64>) -> Status {
+        fn status(&self, ask: &Ask) -> Status {
             Status {
                 drive: "d".to_owned(),
-                file_state: ino.map(|_| "sent".to_owned()),
+                file_state: ask.ino.map(|_| "sent".to_owned()),
+                waiting_ms: ask
+                    .heard_within
+                    .map(|time| time.as_secs() + u64::from(ask.flush)),
                 ..Status::default()
             }
         }
@@ -370,12 +427,16 @@ mod tests {
         )
         .expect("answers");
         assert!(matches!(last, Answer::Failed(Refusal { exit: 23, .. })));
-        let Answer::Status(status) =
-            ask(&path, &Request::Status { ino: Some(3) }, &mut |_| ()).expect("answers")
-        else {
+        let all = Ask {
+            ino: Some(3),
+            heard_within: Some(Duration::from_secs(8)),
+            flush: true,
+        };
+        let Answer::Status(status) = ask(&path, &all.into(), &mut |_| ()).expect("answers") else {
             panic!("a status was asked for");
         };
         assert_eq!(status.file_state.as_deref(), Some("sent"));
+        assert_eq!(status.waiting_ms, Some(9));
         assert_eq!(mounted(dir.path()).expect("lists").len(), 1);
 
         let again = serve(&path, Arc::new(Fixed)).expect_err("served already");

@@ -276,22 +276,41 @@ impl Home {
         if self.dir.join(name).exists() {
             return Err(HomeError::Occupied(self.dir.join(name)));
         }
-        self.write_copy(name, bytes)?;
-        write_whole(&self.dir.join(name), bytes, RenameFlags::NOREPLACE)
+        self.write_both(name, bytes, RenameFlags::NOREPLACE)
     }
 
     /// Creates or replaces a file durably.
     pub fn replace(&self, name: &str, bytes: &[u8]) -> Result<(), HomeError> {
         self.private_dir(&self.dir)?;
-        // The copy first: it is what a reader believes, so a crash in between leaves the new bytes, never the old.
-        self.write_copy(name, bytes)?;
-        write_whole(&self.dir.join(name), bytes, RenameFlags::empty())
+        self.write_both(name, bytes, RenameFlags::empty())
+    }
+
+    /// The copy first: it is what a reader believes, so a crash in between leaves the new bytes, never the old. What
+    /// fails must not come into force later, so the copy goes again; the next reader makes it anew.
+    fn write_both(&self, name: &str, bytes: &[u8], flags: RenameFlags) -> Result<(), HomeError> {
+        let written = self
+            .write_copy(name, bytes)
+            .and_then(|()| write_whole(&self.dir.join(name), bytes, flags));
+        if written.is_err()
+            && let Err(error) = self.remove_copy(name)
+        {
+            tracing::warn!(%error, "the second copy of what could not be written stays");
+        }
+        written
     }
 
     /// Removes a file if it is there, its copy first, which would bring it back.
     pub fn remove(&self, name: &str) -> Result<(), HomeError> {
-        self.remove_file(self.dir.join(COPIES).join(name))?;
+        self.remove_copy(name)?;
         self.remove_file(self.dir.join(name))
+    }
+
+    fn remove_copy(&self, name: &str) -> Result<(), HomeError> {
+        let copies = self.dir.join(COPIES);
+        self.remove_file(copies.join(name))?;
+        // The last one takes the directory with it; with others in it this is refused.
+        let _ = std::fs::remove_dir(copies);
+        Ok(())
     }
 
     fn remove_file(&self, path: PathBuf) -> Result<(), HomeError> {

@@ -15,6 +15,7 @@ pub mod keystore;
 pub mod limits;
 pub mod live;
 pub mod mount;
+pub mod priority;
 pub mod remote;
 pub mod store;
 pub mod umount;

@@ -70,8 +70,10 @@ pub const EVENTS_KEPT: usize = 100;
 pub const NODE_WAIT: Duration = Duration::from_secs(5);
 /// Wait for the server's head at open on a machine that could do without it: mounting offline stays quick.
 pub const JOIN_PATIENCE_LEAST: Duration = Duration::from_secs(3);
-/// Pause of the writeback pace when there was nothing to hand out.
-pub const PACE_LEAST: Duration = Duration::from_millis(10);
+/// Pause of the writeback pace when nothing could be handed out and little came since.
+pub const PACE_IDLE: Duration = Duration::from_millis(400);
+/// More dirty bytes than at the last fruitless look that make another look worth its while.
+pub const WRITEBACK_STEP: u64 = 4 << 20;
 /// Pause after a checkpoint that could not be made: each attempt stops writers for a moment.
 pub const CHECKPOINT_RETRY: Duration = Duration::from_secs(1);
 /// Free bytes on the disk of the local state below which copies of what the server has are given up, bytes: before
@@ -80,3 +82,18 @@ pub const CACHE_YIELDS: u64 = 2 * RESERVED_FREE;
 /// Free bytes kept on the disk of the local state: journal, checkpoint and tree nodes must still fit when writes are
 /// refused, or nothing would ever drain.
 pub const RESERVED_FREE: u64 = 64 << 20;
+/// A umount without a limit of its own gives up (exit code 23) when the server took nothing for this long: sending goes
+/// on in the background, and a command must not hang because a network is away.
+pub const UMOUNT_STALL: Duration = Duration::from_secs(120);
+/// Entries below a directory that one question about their state looks at: bounds the work a question makes.
+pub const BELOW_MOST: u64 = 200_000;
+/// Longest time it looks.
+pub const BELOW_LONGEST: Duration = Duration::from_secs(10);
+/// Longest wait for the kernel to hand over its dirty pages to one who asks for the state: after that they count as
+/// dirty, which they are.
+pub const CALL_IN_LONGEST: Duration = Duration::from_secs(10);
+/// Longest wait for the server's word when a monitor asks and it has been silent for too long.
+pub const HEAR_LONGEST: Duration = Duration::from_secs(5);
+/// Longest wait of a mount for the server's first word, the writer lease: a drive that another machine writes is then
+/// read-only from the beginning, and one whose server is away mounts all the same.
+pub const LEASE_PATIENCE: Duration = Duration::from_secs(5);

@@ -6,6 +6,7 @@
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -15,10 +16,11 @@ use sealdrive_core::reference::Reference;
 
 use crate::cli::exit::Exit;
 use crate::clock;
-use crate::control::{Control, DamagedFile, Progress, Refusal, Status};
-use crate::drive::{Answer, Drive, Progress as Way};
-use crate::engine::{BlobError, Connection, Engine, SyncError};
-use crate::fuse::{Backing, BackingError, Space};
+use crate::control::{Ask, Control, DamagedFile, Progress, Refusal, Status};
+use crate::drive::{Answer, Drive, DriveError, Errno};
+use crate::engine::{BlobError, Connection, Engine, Safety, SyncError, count_conflicts};
+use crate::fuse::{Backing, BackingError, ChunkNow, Space};
+use crate::limits::{BELOW_LONGEST, BELOW_MOST, HEAR_LONGEST};
 
 /// A wait that no deadline ends: years, because clocks overflow.
 const NO_DEADLINE: Duration = Duration::from_secs(10 * 365 * 86_400);
@@ -35,8 +37,37 @@ pub struct Facts {
     pub server: String,
     /// Mounted read-only by its user.
     pub read_only: bool,
+    /// What fsync waits for.
+    pub fsync: Fsync,
     /// State directory of the drive, for the free space under it.
     pub dir: PathBuf,
+}
+
+/// What fsync(2) waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Fsync {
+    /// This machine's disk.
+    #[default]
+    Local,
+    /// A commit on the server as well.
+    Server,
+}
+
+impl Fsync {
+    /// The word of `-o fsync=`.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Local => "local",
+            Self::Server => "server",
+        }
+    }
+
+    /// From the word.
+    pub fn parse(word: &str) -> Option<Self> {
+        [Self::Local, Self::Server]
+            .into_iter()
+            .find(|policy| policy.word() == word)
+    }
 }
 
 /// The drive and its facts.
@@ -61,10 +92,16 @@ impl Live {
         }
     }
 
+    /// Whether another machine has taken over.
+    pub fn is_fenced(&self) -> bool {
+        self.engine.status().fenced.is_some()
+    }
+
     /// Files of which something is lost, by the names they have now.
     fn damaged_files(&self, now: &crate::engine::Status) -> Vec<DamagedFile> {
+        let deadline = clock::now() + BELOW_LONGEST;
         let file = |lost: &crate::engine::Casualty| {
-            let path = self.engine.drive().path_of(lost.ino).ok().flatten();
+            let path = self.engine.path_of(lost.ino, deadline).ok().flatten();
             let path = path.map_or_else(
                 || PathBuf::from(format!("inode {}", lost.ino)),
                 |path| self.facts.mountpoint.join(OsStr::from_bytes(&path)),
@@ -79,23 +116,57 @@ impl Live {
         now.casualties.iter().map(file).collect()
     }
 
-    /// The weakest state of one file.
-    fn file_state(&self, ino: Ino) -> Answer<&'static str> {
-        let file = self.engine.drive().state_of(ino)?;
-        let drive = self.engine.status();
-        let state = match file.progress {
-            Way::Dirty => "dirty",
-            Way::Journaled | Way::Checkpointing => "journaled",
-            // In the checkpoint's tree. The commit of that checkpoint is what counts.
-            Way::InTree if drive.committed >= drive.checkpointed => "committed",
-            Way::InTree if drive.pending_objects == 0 => "sent",
-            Way::InTree => "journaled",
-        };
-        Ok(if file.open_for_write && state == "committed" {
-            "sent"
-        } else {
-            state
-        })
+    /// Fills in how one file, or all below one directory, stands.
+    fn add_file(&self, status: &mut Status, ino: Ino) {
+        let deadline = clock::now() + BELOW_LONGEST;
+        let drive_weakest = self.engine.status().weakest();
+        let told = self.engine.file_safety_by(ino, deadline).and_then(|file| {
+            let below = file
+                .is_dir
+                .then(|| self.engine.safety_below(ino, BELOW_MOST, deadline));
+            Ok((file, below.transpose()?))
+        });
+        match told {
+            Ok((file, None)) => {
+                status.file_state = Some(file.safety.word().to_owned());
+                status.open_for_write = u64::from(file.open_for_write);
+            }
+            Ok((_, Some(below))) => {
+                let weakest = match below.complete {
+                    true => below.weakest(),
+                    false => below.weakest().min(drive_weakest),
+                };
+                status.file_state = Some(weakest.word().to_owned());
+                status.open_for_write = below.open_for_write;
+                status.below = Some(below);
+            }
+            Err(error) => {
+                let why = match error {
+                    DriveError::Missing(_) => {
+                        "its records are not on this machine, and the server is not reached"
+                    }
+                    DriveError::Errno(errno) if errno == Errno::ENOENT => {
+                        "it is not there any more"
+                    }
+                    DriveError::Errno(_) => "its records cannot be read",
+                };
+                status.file_state = Some("unknown".to_owned());
+                status
+                    .notes
+                    .insert(0, format!("the state of that file is not known: {why}"));
+            }
+        }
+    }
+}
+
+/// The drive as the control socket sees it.
+pub struct Handle(pub Arc<Live>);
+
+impl std::ops::Deref for Handle {
+    type Target = Live;
+
+    fn deref(&self) -> &Live {
+        &self.0
     }
 }
 
@@ -139,49 +210,26 @@ fn progress(status: &crate::engine::Status) -> Progress {
     }
 }
 
-impl Control for Live {
-    fn status(&self, ino: Option<u64>) -> Status {
-        let now = self.engine.status();
-        let why = [&now.failed, &now.stopped, &now.remote_error];
-        let mut notes: Vec<String> = why.into_iter().flatten().cloned().collect();
-        if now.connection == Connection::Elsewhere {
-            notes.push(
-                "another device writes this drive; mount with --take-over to write here".to_owned(),
+impl Control for Handle {
+    fn status(&self, ask: &Ask) -> Status {
+        let kept_pages = ask.flush && !self.engine.call_in();
+        if let Some(age) = ask.heard_within {
+            self.engine.hear(age, clock::now() + HEAR_LONGEST);
+        }
+        let mut status = self.0.describe();
+        if let Some(ino) = ask.ino {
+            self.0.add_file(&mut status, ino);
+        }
+        if kept_pages {
+            let dirty = || Safety::Dirty.word().to_owned();
+            status.state = dirty();
+            status.file_state = status.file_state.map(|_| dirty());
+            status.notes.insert(
+                0,
+                "the kernel has not handed over its dirty pages in time".to_owned(),
             );
         }
-        let damaged = self.damaged_files(&now);
-        notes.extend(damaged.iter().map(|file| {
-            format!(
-                "{} is damaged or lost: reading it fails",
-                file.path.display()
-            )
-        }));
-        notes.extend(now.events.iter().map(|event| event.detail.clone()));
-        Status {
-            drive: self.facts.name.clone(),
-            drive_id: self.facts.drive_id.clone(),
-            mountpoint: self.facts.mountpoint.clone(),
-            mounted: !self.draining.load(Ordering::Acquire),
-            pid: std::process::id(),
-            server: self.facts.server.clone(),
-            online: is_online(&now),
-            writable: !self.facts.read_only && now.failed.is_none(),
-            state: now.weakest().to_owned(),
-            pending: progress(&now),
-            dirty_bytes: now.dirty_bytes,
-            journal_bytes: now.journal_bytes,
-            outbox_bytes: now.outbox_bytes,
-            cache_bytes: now.cache_bytes,
-            commit_seq: now.commit_seq,
-            commit_ms: now.commit_ms,
-            lease_epoch: now.lease_epoch,
-            file_state: ino
-                .and_then(|ino| self.file_state(ino).ok())
-                .map(str::to_owned),
-            verdict: verdict(&now).map_or(0, Exit::code),
-            damaged,
-            notes,
-        }
+        status
     }
 
     fn sync(
@@ -190,6 +238,8 @@ impl Control for Live {
         tell: &mut dyn FnMut(Progress) -> bool,
     ) -> Result<Progress, Refusal> {
         let deadline = clock::now() + timeout.unwrap_or(NO_DEADLINE);
+        // syncfs(2) by the asker sends the pages on their way; this waits until they are here.
+        let pages_in = self.engine.call_in();
         let done = self
             .engine
             .sync_server(deadline, |status| tell(progress(status)));
@@ -202,6 +252,14 @@ impl Control for Live {
         };
         let status = self.engine.status();
         match done {
+            Ok(()) if !pages_in => refuse(
+                Exit::Pending,
+                format!(
+                    "{}: the kernel has not handed over its dirty pages in time",
+                    self.facts.name
+                ),
+                "try again",
+            ),
             Ok(()) => Ok(progress(&status)),
             Err(SyncError::Pending) => {
                 let why = status
@@ -220,15 +278,17 @@ impl Control for Live {
             }
             Err(SyncError::Stopped(why)) => {
                 let exit = match status.connection {
-                    Connection::Elsewhere => Exit::LeaseElsewhere,
+                    _ if status.read_only || status.fenced.is_some() => Exit::LeaseElsewhere,
                     Connection::Refused => Exit::WrongKey,
                     _ => Exit::Tampered,
                 };
-                refuse(
-                    exit,
-                    why,
-                    "nothing more is sent; see `sealdrive status`, and keep a copy of what is new",
-                )
+                let advice = match exit {
+                    Exit::LeaseElsewhere => "what is not on the server is safe on this machine",
+                    _ => {
+                        "nothing more is sent; see `sealdrive status`, and keep a copy of what is new"
+                    }
+                };
+                refuse(exit, why, advice)
             }
             Err(error @ SyncError::Local(_)) => refuse(
                 Exit::Lost,
@@ -246,11 +306,75 @@ impl Control for Live {
     }
 }
 
+impl Live {
+    fn describe(&self) -> Status {
+        let now = self.engine.status();
+        // Read-only by choice is no news while nothing waits.
+        let quiet = self.facts.read_only && now.is_committed();
+        let stopped = now.stopped.clone().filter(|_| !quiet);
+        let why = [now.failed.clone(), stopped, now.remote_error.clone()];
+        let events = now.events.iter().map(|event| event.detail.clone());
+        let damaged = self.damaged_files(&now);
+        let unreadable = damaged.iter().map(|file| {
+            format!(
+                "{} is damaged or lost: reading it fails",
+                file.path.display()
+            )
+        });
+        let mut notes: Vec<String> = Vec::new();
+        for note in why.into_iter().flatten().chain(unreadable).chain(events) {
+            if !notes.contains(&note) {
+                notes.push(note);
+            }
+        }
+        let conflicts = count_conflicts(&self.facts.dir);
+        Status {
+            drive: self.facts.name.clone(),
+            drive_id: self.facts.drive_id.clone(),
+            mountpoint: self.facts.mountpoint.clone(),
+            mounted: !self.draining.load(Ordering::Acquire),
+            pid: std::process::id(),
+            server: self.facts.server.clone(),
+            online: is_online(&now),
+            writable: !now.read_only && now.failed.is_none(),
+            fenced: now.fenced.clone(),
+            conflicts,
+            state: now.weakest().word().to_owned(),
+            pending: progress(&now),
+            dirty_bytes: now.dirty_bytes,
+            journal_bytes: now.journal_bytes,
+            outbox_bytes: now.outbox_bytes,
+            cache_bytes: now.cache_bytes,
+            commit_seq: now.commit_seq,
+            commit_ms: now.commit_ms,
+            lease_epoch: now.lease_epoch,
+            open_for_write: now.open_for_write,
+            waiting_ms: now.waiting_ms,
+            heard_ms: now.heard_ms,
+            fsync: self.facts.fsync.word().to_owned(),
+            verdict: verdict(&now).map_or(0, Exit::code),
+            damaged,
+            notes,
+            ..Status::default()
+        }
+    }
+}
+
 fn backing_error(error: BlobError) -> BackingError {
     match error {
         BlobError::Unreachable(_) => BackingError::Unreachable,
         BlobError::Lost => BackingError::Damaged,
         BlobError::Local(what) => BackingError::Disk(what),
+    }
+}
+
+fn sync_error(error: SyncError, fenced: bool) -> BackingError {
+    match error {
+        SyncError::Pending => BackingError::TimedOut,
+        SyncError::Stopped(_) if fenced => BackingError::ReadOnly,
+        SyncError::Stopped(_) => BackingError::Stopped,
+        SyncError::NoServer => BackingError::Unreachable,
+        SyncError::Local(error) => BackingError::Disk(error.to_string()),
     }
 }
 
@@ -267,8 +391,12 @@ impl Backing for Live {
         self.engine.node(reference, deadline).map_err(backing_error)
     }
 
-    fn chunk_local(&self, reference: &Reference) -> Result<Option<Bytes>, BackingError> {
-        self.engine.chunk_local(reference).map_err(backing_error)
+    fn chunk_now(&self, reference: &Reference) -> ChunkNow {
+        match self.engine.chunk_ready(reference) {
+            Some(plain) => ChunkNow::Ready(plain),
+            None if self.engine.chunk_is_here(reference) => ChunkNow::Near,
+            None => ChunkNow::Far,
+        }
     }
 
     fn chunk(&self, reference: &Reference, deadline: Instant) -> Result<Bytes, BackingError> {
@@ -287,8 +415,26 @@ impl Backing for Live {
             .map_err(|error| BackingError::Disk(error.to_string()))
     }
 
+    fn fsync_waits_for_server(&self) -> bool {
+        self.facts.fsync == Fsync::Server
+    }
+
+    fn sync_server(&self, deadline: Instant) -> Result<(), BackingError> {
+        let done = self.engine.sync_server(deadline, |_| true);
+        done.map_err(|error| {
+            sync_error(
+                error,
+                self.engine.status().connection == Connection::Elsewhere,
+            )
+        })
+    }
+
+    fn serving(&self, call_in: Box<dyn Fn() -> bool + Send + Sync>) {
+        self.engine.set_kernel(call_in);
+    }
+
     fn state(&self, ino: Ino) -> Answer<&'static str> {
-        self.file_state(ino)
+        self.engine.file_safety(ino).map(|file| file.safety.word())
     }
 
     fn space(&self) -> Space {
@@ -319,13 +465,12 @@ impl Backing for Live {
     fn shutdown(
         &self,
         deadline: Instant,
-        progress: &mut dyn FnMut(u64),
+        progress: &mut dyn FnMut(u64) -> bool,
     ) -> Result<u64, BackingError> {
         let left = |status: &crate::engine::Status| status.pending_bytes + status.dirty_bytes;
         self.draining.store(true, Ordering::Release);
         let sent = self.engine.sync_server(deadline, |status| {
-            progress(left(status));
-            !self.leaving.load(Ordering::Acquire)
+            progress(left(status)) && !self.leaving.load(Ordering::Acquire)
         });
         let pending = left(&self.engine.status());
         // Everything that can be sent is: the rest is made durable here and all threads end.

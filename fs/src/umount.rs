@@ -2,7 +2,7 @@
 //! Called by `sealdrive umount` and, through `/sbin/umount.fuse.sealdrive`, by the plain umount(8).
 //!
 //! Invariant: the busy check comes first and changes nothing; after it the mount is gone whatever happens, and the
-//! only open question is how much the server still lacks, which the result answers.
+//! only open question is how much the server still lacks, which the result answers. Every wait ends.
 
 use std::ffi::OsString;
 use std::io;
@@ -12,12 +12,16 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
+use crate::limits::UMOUNT_STALL;
 use crate::mount::attach::{Detach, detach};
+use crate::mount::place::{self, Pulse};
 use crate::mount::record::{Phase, Record};
 use crate::mount::{record, table, utab::Utab};
 
 /// How often progress is looked at while waiting.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
+/// Longest wait for a mount to say whether its daemon is alive.
+const PULSE_LIMIT: Duration = Duration::from_secs(2);
 
 /// What is asked.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,7 +30,8 @@ pub struct Request {
     pub mountpoint: PathBuf,
     /// Detach at once even if busy (`umount -l`); then there is nothing to wait for yet.
     pub lazy: bool,
-    /// How long to wait for the server. `None`: as long as it takes, `Some(0)`: not at all.
+    /// How long to wait for the server, `Some(0)`: not at all. `None`: what the mount was told (`umount_wait`), else
+    /// as long as the server takes something.
     pub wait: Option<Duration>,
     /// Say nothing on success.
     pub quiet: bool,
@@ -42,8 +47,11 @@ pub enum Outcome {
         /// Bytes not yet acknowledged.
         bytes: u64,
     },
+    /// The mount is gone. Its daemon had died before: what the server lacks is in the journal, and nobody can be asked
+    /// how much that is.
+    Crashed,
     /// The name is gone. There is nothing to wait for: the drive is still in use elsewhere (lazy, or bound to a second
-    /// place), or its daemon is dead or another user's.
+    /// place), or its daemon is another user's.
     Unknown,
 }
 
@@ -52,7 +60,7 @@ impl Outcome {
     pub fn exit_code(self) -> u8 {
         match self {
             Self::Drained | Self::Unknown => 0,
-            Self::Pending { .. } => 23,
+            Self::Pending { .. } | Self::Crashed => 23,
         }
     }
 }
@@ -138,6 +146,7 @@ pub fn umount(request: &Request, progress: &mut dyn FnMut(u64)) -> Result<Outcom
         .ok_or_else(|| UmountError::NotMounted(path.clone()))?;
     let directory = record::directory();
     let daemon = Record::find(&directory, &row.device).and_then(Daemon::hold);
+    let crashed = daemon.is_none() && place::pulse(&path, PULSE_LIMIT) == Pulse::Dead;
 
     let how = if request.lazy {
         Detach::Lazily
@@ -150,6 +159,7 @@ pub fn umount(request: &Request, progress: &mut dyn FnMut(u64)) -> Result<Outcom
         }
         _ => refused(error),
     })?;
+    place::clear_dead(&path);
     if rustix::process::geteuid().is_root() {
         // The daemon removes the row as well; a dead one cannot. A row too many only makes umount(8) slower.
         let _ = Utab::system().remove(&path);
@@ -159,7 +169,7 @@ pub fn umount(request: &Request, progress: &mut dyn FnMut(u64)) -> Result<Outcom
         Some(daemon) if !request.lazy && !still_mounted(&row.device) => {
             Ok(daemon.wait(&directory, request.wait, progress))
         }
-        // Also a dead daemon, or one of another user.
+        None if crashed && !request.lazy => Ok(Outcome::Crashed),
         Some(_) | None => Ok(Outcome::Unknown),
     }
 }
@@ -187,7 +197,9 @@ impl Daemon {
         limit: Option<Duration>,
         progress: &mut dyn FnMut(u64),
     ) -> Outcome {
+        let limit = limit.or(self.record.umount_wait_ms.map(Duration::from_millis));
         let end = limit.map(|limit| crate::clock::now() + limit);
+        let mut moved = (u64::MAX, crate::clock::now());
         loop {
             // Read before asking whether it has gone: its last word is written before it goes.
             let gone = self.gone_within(LOOK_EVERY.min(left(end)));
@@ -203,7 +215,11 @@ impl Daemon {
                 return self.last_word(directory);
             }
             progress(self.record.pending_bytes);
-            if left(end).is_zero() {
+            if moved.0 != self.record.pending_bytes {
+                moved = (self.record.pending_bytes, crate::clock::now());
+            }
+            let stalled = limit.is_none() && moved.1.elapsed() >= UMOUNT_STALL;
+            if stalled || left(end).is_zero() {
                 return Outcome::Pending {
                     bytes: self.record.pending_bytes,
                 };
@@ -283,6 +299,7 @@ mod tests {
             mountpoint: "/x".into(),
             phase: Phase::Draining,
             pending_bytes: 5,
+            umount_wait_ms: None,
         };
         record.write(dir.path()).unwrap();
         let daemon = Daemon::hold(record).unwrap();
@@ -303,6 +320,7 @@ mod tests {
             mountpoint: "/x".into(),
             phase: Phase::Draining,
             pending_bytes: 3,
+            umount_wait_ms: None,
         };
         record.write(dir.path()).unwrap();
         let daemon = Daemon::hold(record.clone()).unwrap();
@@ -310,6 +328,14 @@ mod tests {
             daemon.wait(dir.path(), Some(Duration::ZERO), &mut |_| {}),
             Outcome::Pending { bytes: 3 }
         );
+        record.umount_wait_ms = Some(0);
+        let daemon = Daemon::hold(record.clone()).unwrap();
+        assert_eq!(
+            daemon.wait(dir.path(), None, &mut |_| {}),
+            Outcome::Pending { bytes: 3 },
+            "the mount's own limit counts where the caller names none"
+        );
+        record.umount_wait_ms = None;
         record.phase = Phase::Drained;
         record.write(dir.path()).unwrap();
         let daemon = Daemon::hold(record.clone()).unwrap();

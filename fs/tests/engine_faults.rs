@@ -9,8 +9,12 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
-use engine_support::{Machine, NOW, World, copy_dir, noise, soon};
-use sealdrive::engine::{BlobError, CrashPoints, Event, EventKind, SyncError};
+use engine_support::{ME, Machine, NOW, World, copy_dir, device, noise, soon};
+use sealdrive::drive::{DriveError, Errno};
+use sealdrive::engine::{
+    BlobError, Branch, CrashPoints, EngineError, Event, EventKind, SyncError, drop_branch,
+    list_conflicts,
+};
 use sealdrive_core::record::ROOT;
 
 fn told(machine: &Machine, kind: EventKind) {
@@ -21,12 +25,31 @@ fn told(machine: &Machine, kind: EventKind) {
     );
 }
 
-/// Copies the state directory whenever the world reaches one of the crash points.
+/// The steps of the ordering law; the crash suite of the workspace's tests takes every other point, too.
+const STEPS: &[&str] = &[
+    "log-taken",
+    "outbox-durable",
+    "journal-durable",
+    "frozen",
+    "nodes-durable",
+    "checkpoint-durable",
+    "journal-trimmed",
+    "acknowledged",
+    "commit-durable",
+    "commit-accepted",
+    "pinned",
+    "retired",
+];
+
+/// Copies the state directory whenever the world reaches one of the steps.
 fn snapshots(world: &World, machine: &str) -> (CrashPoints, Arc<Mutex<Vec<String>>>) {
     let (from, base) = (world.path(machine), world.dir.path().to_owned());
     let (taken, count) = (Arc::new(Mutex::new(Vec::new())), AtomicU64::new(0));
     let list = Arc::clone(&taken);
     let points = CrashPoints::new(move |point| {
+        if !STEPS.contains(&point) {
+            return;
+        }
         let name = format!("{point}-{}", count.fetch_add(1, Ordering::SeqCst));
         copy_dir(&from, &base.join(&name));
         list.lock().unwrap().push(name);
@@ -48,20 +71,7 @@ fn what_was_synced_survives_a_crash_at_every_step() {
     machine.sync();
     drop(machine);
     let names = std::mem::take(&mut *taken.lock().unwrap());
-    for step in [
-        "log-taken",
-        "outbox-durable",
-        "journal-durable",
-        "frozen",
-        "nodes-durable",
-        "checkpoint-durable",
-        "journal-trimmed",
-        "acknowledged",
-        "commit-durable",
-        "commit-accepted",
-        "pinned",
-        "retired",
-    ] {
+    for step in STEPS {
         assert!(
             names.iter().any(|name| name.starts_with(step)),
             "{step} was reached: {names:?}"
@@ -76,8 +86,10 @@ fn what_was_synced_survives_a_crash_at_every_step() {
             assert_eq!(machine.read("/later"), noise(2, 2_000_000), "at {name}");
             assert_eq!(machine.read("/small"), b"small", "at {name}");
         }
-        // The server went on after the copy was taken: a copy from before the commit was signed finds a stranger's.
-        let unexpected = |event: &Event| event.kind != EventKind::Fenced;
+        // The server went on after the copy was taken: a copy from before the commit was signed finds a stranger's,
+        // sets aside what it has, and goes on from there.
+        let expected = [EventKind::Fenced, EventKind::SetAside];
+        let unexpected = |event: &Event| !expected.contains(&event.kind);
         assert!(
             !machine.engine.status().events.iter().any(unexpected),
             "at {name}"
@@ -186,13 +198,14 @@ fn two_machines_take_turns_and_the_second_writer_is_told() {
     one.write("/from-one", b"1");
     one.sync();
     let two = world.mount("two", 2);
-    two.write("/from-two", b"2");
-    assert_eq!(
-        two.engine.sync_server(soon(1), |_| true),
-        Err(SyncError::Pending),
-        "the lease is held elsewhere"
-    );
+    assert!(two.engine.is_read_only(), "the lease is held elsewhere");
+    assert_eq!(two.read("/from-one"), b"1");
+    let refused = two.drive().mkdir(ROOT, b"d", 0o755, 0, ME, NOW);
+    assert_eq!(refused, Err(DriveError::Errno(Errno::EROFS)));
+    two.unmount();
     one.unmount();
+    let two = world.mount("two", 2);
+    two.write("/from-two", b"2");
     two.sync();
     two.unmount();
     let one = world.mount("one", 1);
@@ -224,12 +237,90 @@ fn a_fenced_writer_stops_and_keeps_everything() {
     assert!(matches!(stopped, Err(SyncError::Stopped(_))), "{stopped:?}");
     told(&one, EventKind::Fenced);
     assert_eq!(one.read("/c"), b"3");
+    let read_only = || one.engine.is_read_only().then_some(());
+    let deadline = soon(10);
+    while read_only().is_none() {
+        assert!(
+            std::time::Instant::now() < deadline,
+            "it still takes changes"
+        );
+        std::thread::sleep(Duration::from_millis(10));
+    }
     drop(one);
-    assert_eq!(
-        world.mount("one", 1).read("/c"),
-        b"3",
-        "and still after a remount"
+
+    // Opened again it goes on from the server's state, and the branch lies beside it, whole.
+    let one = world.mount("one", 1);
+    assert_eq!(one.read("/b"), b"2");
+    assert!(one.ino("/c").is_err());
+    told(&one, EventKind::SetAside);
+    one.write("/d", b"4");
+    one.sync();
+    one.unmount();
+    let config = world.config("one", 1);
+    let conflicts = list_conflicts(&config).unwrap();
+    assert_eq!(conflicts.len(), 1);
+    assert_eq!(conflicts[0].by, device(2).to_hex());
+    let counts = conflicts[0].counts.unwrap();
+    assert_eq!((counts.files, counts.bytes, counts.removed), (1, 1, 0));
+    let out = world.dir.path().join("out");
+    let branch = Branch::open(&config, &conflicts[0].id).unwrap();
+    assert_eq!(branch.export(&out).unwrap().names, 1);
+    assert_eq!(std::fs::read(out.join("c")).unwrap(), b"3");
+    assert!(
+        !out.join("a").exists(),
+        "what the server has needs no bringing back"
     );
+    assert!(branch.export(&out).is_err(), "nothing is written over");
+    drop(branch);
+    drop_branch(&config, &conflicts[0].id).unwrap();
+    assert_eq!(list_conflicts(&config).unwrap(), []);
+}
+
+#[test]
+fn content_of_a_branch_is_sent_again_when_it_is_written_again() {
+    // A branch's objects were known to the index as "here"; once they had moved away it took them for sent, and the
+    // same content written again was committed without ever reaching the server.
+    let world = World::new();
+    let one = world.mount("one", 1);
+    one.sync();
+    world.server.faults.offline.store(true, Ordering::SeqCst);
+    let content = noise(7, 3 << 20);
+    one.write("/lost", &content);
+    // A checkpoint, so that its objects and nodes are in the outbox.
+    assert!(one.engine.sync_server(soon(2), |_| true).is_err());
+    drop(one);
+    world.server.faults.offline.store(false, Ordering::SeqCst);
+    let mut config = world.config("two", 2);
+    config.take_over = true;
+    let two = world.try_mount(config).unwrap();
+    two.write("/b", b"2");
+    two.sync();
+    two.unmount();
+
+    let one = world.mount("one", 1);
+    assert!(one.ino("/lost").is_err());
+    one.write("/again", &content);
+    one.sync();
+    one.unmount();
+    assert_eq!(world.mount("three", 3).read("/again"), content);
+}
+
+#[test]
+fn nothing_is_taken_over_without_the_server() {
+    let world = World::new();
+    let one = world.mount("one", 1);
+    one.write("/a", b"1");
+    one.unmount();
+    world.server.faults.offline.store(true, Ordering::SeqCst);
+    let mut config = world.config("one", 1);
+    config.take_over = true;
+    config.join_patience = Duration::from_secs(1);
+    let refused = world.try_mount(config).err();
+    assert!(
+        matches!(refused, Some(EngineError::TakeOver(_))),
+        "{refused:?}"
+    );
+    assert_eq!(world.mount("one", 1).read("/a"), b"1");
 }
 
 #[test]

@@ -5,8 +5,10 @@
 use std::fs::OpenOptions;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use sealdrive::store::{Known, Local, NOTE_LEN, Position, Store};
+use sealdrive::store::{Known, Local, NOTE_LEN, Position, Store, StoreError};
+use sealdrive_pack::Directory;
 use sealdrive_proto::id::Sid;
 
 fn sid(n: u32) -> Sid {
@@ -30,6 +32,10 @@ fn packs(dir: &Path) -> Vec<PathBuf> {
     out
 }
 
+fn open(dir: &Path, budget: u64) -> Result<Store, StoreError> {
+    Store::open(Arc::new(Directory::open(dir).unwrap()), budget)
+}
+
 fn found(store: &Store, n: u32) -> Option<Vec<u8>> {
     match store.read(&sid(n)).unwrap() {
         Local::Object(bytes, _) => Some(bytes.to_vec()),
@@ -42,7 +48,7 @@ fn found(store: &Store, n: u32) -> Option<Vec<u8>> {
 fn what_was_synced_is_found_after_a_crash_even_without_the_index() {
     let dir = tempfile::tempdir().unwrap();
     {
-        let store = Store::open(dir.path(), 1 << 30).unwrap();
+        let store = open(dir.path(), 1 << 30).unwrap();
         for n in 0..50 {
             store.put(sid(n), &[7; NOTE_LEN], &object(n, 5000)).unwrap();
         }
@@ -55,7 +61,7 @@ fn what_was_synced_is_found_after_a_crash_even_without_the_index() {
         // No save_index: as after kill -9.
     }
     std::fs::remove_file(dir.path().join("state.redb")).unwrap();
-    let store = Store::open(dir.path(), 1 << 30).unwrap();
+    let store = open(dir.path(), 1 << 30).unwrap();
     for n in 0..50 {
         assert_eq!(found(&store, n), Some(object(n, 5000)));
     }
@@ -67,7 +73,7 @@ fn what_was_synced_is_found_after_a_crash_even_without_the_index() {
 fn a_torn_tail_is_ignored_and_damage_inside_is_not_offered_for_dedup() {
     let dir = tempfile::tempdir().unwrap();
     {
-        let store = Store::open(dir.path(), 1 << 30).unwrap();
+        let store = open(dir.path(), 1 << 30).unwrap();
         for n in 0..5 {
             store.put(sid(n), &[7; NOTE_LEN], &object(n, 5000)).unwrap();
         }
@@ -87,7 +93,7 @@ fn a_torn_tail_is_ignored_and_damage_inside_is_not_offered_for_dedup() {
     file.read_exact(&mut byte).unwrap();
     file.seek(SeekFrom::Current(-1)).unwrap();
     file.write_all(&[byte[0] ^ 1]).unwrap();
-    let store = Store::open(dir.path(), 1 << 30).unwrap();
+    let store = open(dir.path(), 1 << 30).unwrap();
     assert_eq!(found(&store, 0), Some(object(0, 5000)));
     assert_eq!(
         store.known(&sid(1)).unwrap(),
@@ -116,7 +122,7 @@ fn the_outbox_is_read_in_order_and_acknowledged_as_a_prefix() {
     let dir = tempfile::tempdir().unwrap();
     let middle;
     {
-        let store = Store::open(dir.path(), 1 << 30).unwrap();
+        let store = open(dir.path(), 1 << 30).unwrap();
         for n in 0..10 {
             store.put(sid(n), &[7; NOTE_LEN], &object(n, 1000)).unwrap();
         }
@@ -134,7 +140,7 @@ fn the_outbox_is_read_in_order_and_acknowledged_as_a_prefix() {
         store.sync().unwrap();
         store.save_index().unwrap();
     }
-    let store = Store::open(dir.path(), 1 << 30).unwrap();
+    let store = open(dir.path(), 1 << 30).unwrap();
     assert_eq!(store.outbox().acknowledged(), middle);
     let rest = store.outbox().next_after(middle, usize::MAX).unwrap();
     assert_eq!(
@@ -147,7 +153,7 @@ fn the_outbox_is_read_in_order_and_acknowledged_as_a_prefix() {
 fn the_evictor_keeps_the_budget_and_never_touches_the_outbox() {
     let dir = tempfile::tempdir().unwrap();
     let budget = 8 << 20;
-    let store = Store::open(dir.path(), budget).unwrap();
+    let store = open(dir.path(), budget).unwrap();
     for n in 0..20 {
         store
             .put(sid(n), &[7; NOTE_LEN], &object(n, 100_000))
@@ -178,12 +184,12 @@ fn the_evictor_keeps_the_budget_and_never_touches_the_outbox() {
 fn a_pack_moves_to_the_cache_only_when_acknowledged_and_committed() {
     let dir = tempfile::tempdir().unwrap();
     let end = {
-        let store = Store::open(dir.path(), 1 << 30).unwrap();
+        let store = open(dir.path(), 1 << 30).unwrap();
         store.put(sid(1), &[7; NOTE_LEN], &object(1, 1000)).unwrap();
         store.sync().unwrap()
     };
     // Opened again, so that the pack is closed.
-    let store = Store::open(dir.path(), 1 << 30).unwrap();
+    let store = open(dir.path(), 1 << 30).unwrap();
     store.retire(end).unwrap();
     assert_eq!(
         store.known(&sid(1)).unwrap(),
@@ -202,14 +208,14 @@ fn a_pack_moves_to_the_cache_only_when_acknowledged_and_committed() {
     assert_eq!(found(&store, 1), Some(object(1, 1000)));
     store.save_index().unwrap();
     drop(store);
-    let store = Store::open(dir.path(), 1 << 30).unwrap();
+    let store = open(dir.path(), 1 << 30).unwrap();
     assert_eq!(store.known(&sid(1)).unwrap(), Some(Known::Cached));
 }
 
 #[test]
 fn a_damaged_copy_counts_as_absent() {
     let dir = tempfile::tempdir().unwrap();
-    let store = Store::open(dir.path(), 1 << 30).unwrap();
+    let store = open(dir.path(), 1 << 30).unwrap();
     store.put_copy(sid(1), &object(1, 1000)).unwrap();
     assert!(found(&store, 1).is_some());
     let pack = packs(&dir.path().join("cache")).pop().unwrap();

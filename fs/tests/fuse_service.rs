@@ -334,7 +334,7 @@ fn the_mount_table_and_umount_know_what_it_is() {
             fs::read_to_string(format!("/sys/class/bdi/{}/read_ahead_kb", row.device)).unwrap();
         assert_eq!(read_ahead.trim(), "1024");
     }
-    let second = sealdrive::mount::attach::prepare(mount.path());
+    let second = sealdrive::mount::place::look(mount.path());
     assert!(second.is_err(), "not twice in one place");
     let place = mount.path().to_owned();
     mount.end();

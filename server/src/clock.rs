@@ -1,8 +1,10 @@
 //! The one door to clock and entropy of the server.
 //!
 //! Invariant: nothing else in this crate asks the system for time or randomness; the wall clock never goes back while
-//! the process runs, whoever sets it. Called everywhere they are needed.
+//! the process runs, whoever sets it; what runs out (leases, logins) is measured by a clock that nobody sets. Called
+//! everywhere they are needed.
 
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
@@ -15,6 +17,14 @@ pub fn unix_ms() -> u64 {
         .unwrap_or_default();
     let now = u64::try_from(since.as_millis()).unwrap_or(u64::MAX);
     LATEST.fetch_max(now, Ordering::Relaxed).max(now)
+}
+
+/// Milliseconds that pass at their own pace, beginning with the wall clock at the first call. For deadlines: a wall
+/// clock that is set ahead by a year and back again would stand still for that year, and no lease would ever run out.
+pub fn steady_ms() -> u64 {
+    static START: OnceLock<(u64, Instant)> = OnceLock::new();
+    let (start, at) = *START.get_or_init(|| (unix_ms(), Instant::now()));
+    start.saturating_add(u64::try_from(at.elapsed().as_millis()).unwrap_or(u64::MAX))
 }
 
 /// A point in time for measuring waits inside the process.

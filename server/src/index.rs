@@ -4,8 +4,9 @@
 //! has come; rows and checkpoint change in one transaction, so a crash leaves an index that is behind, never one that
 //! is wrong. Any failed commit is final. Called by the store (applies, looks up) and at start (replays, lists).
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::Path;
+mod backend;
+mod open;
+
 use std::sync::{PoisonError, RwLock};
 
 use redb::{
@@ -32,6 +33,8 @@ const SUSPECT_LEN: usize = 64;
 /// One row: the store's secret id, for packs whose own header is damaged.
 const STORE: TableDefinition<'static, u8, &[u8; 32]> = TableDefinition::new("store");
 const FORMAT: u32 = 1;
+/// Name a damaged index gets: kept for a person to look at.
+const ASIDE: &str = "index.damaged";
 /// Longest index that is checked page by page at start, bytes: seconds of work; beyond it a start would take minutes.
 const CHECKED_BYTES: u64 = 1 << 30;
 
@@ -178,46 +181,6 @@ impl Row {
 pub struct Index(RwLock<Option<Database>>);
 
 impl Index {
-    /// Opens the index, making an empty one if there is none. A damaged one is put aside and begun anew: the packs hold
-    /// all that it did.
-    pub fn open(path: &Path) -> Result<Self, IndexError> {
-        // redb answers some damage with a panic.
-        let opened = catch_unwind(AssertUnwindSafe(|| Self::try_open(path)));
-        let error = match opened {
-            Ok(Ok(index)) => return Ok(index),
-            Ok(Err(error)) => error.to_string(),
-            Err(_) => "a page is damaged".to_owned(),
-        };
-        tracing::error!(%error, "the index is damaged and is made anew from the packs");
-        std::fs::rename(path, path.with_extension("damaged"))
-            .map_err(|error| IndexError::Database(error.to_string()))?;
-        Self::try_open(path)
-    }
-
-    fn try_open(path: &Path) -> Result<Self, IndexError> {
-        let mut db = Database::builder()
-            .set_cache_size(CACHE_BYTES)
-            .create(path)?;
-        let len = std::fs::metadata(path).map_or(0, |meta| meta.len());
-        if len <= CHECKED_BYTES && !db.check_integrity()? {
-            // Repaired: an earlier state, with its own checkpoint, from which the packs are replayed.
-            tracing::warn!("the index was damaged and has gone back to an earlier state");
-        }
-        let txn = begin(&db)?;
-        txn.open_table(ROWS)?;
-        txn.open_table(USAGE)?;
-        txn.open_table(SUSPECTS)?;
-        txn.open_table(STORE)?;
-        let fresh = txn.open_table(META)?.get(0)?.is_none();
-        if fresh {
-            set_checkpoint(&txn, &Checkpoint::default())?;
-        }
-        txn.commit()?;
-        let index = Self(RwLock::new(Some(db)));
-        index.checkpoint()?;
-        Ok(index)
-    }
-
     fn with<T>(
         &self,
         work: impl FnOnce(&Database) -> Result<T, IndexError>,

@@ -1,7 +1,7 @@
 //! The files that clients pin (identity, certificate, its key), and one copy of all three.
 //!
-//! Invariant: after `settle` each file is what it was when it was made, though any one of the four is damaged or gone; a
-//! data directory that holds packs is never given new keys, which no client would know. Called before the keys are
+//! Invariant: after `settle` each file is what it was when it was made, though any one of the four is damaged or gone;
+//! a data directory that holds packs is never given new keys, which no client would know. Called before the keys are
 //! opened, by `Server::start`, `invite` and `status`.
 
 use std::io;

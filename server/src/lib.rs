@@ -11,6 +11,7 @@ pub mod index;
 pub mod invites;
 mod key_files;
 pub mod limits;
+pub mod notify;
 mod private_file;
 mod running;
 pub mod service;

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use anyhow::{Context as _, bail};
 use clap::{Parser, Subcommand};
 use sealdrive_proto::connect::is_loopback;
-use sealdrive_server::{Config, Options, Server};
+use sealdrive_server::{Config, Options, Server, notify};
 
 /// Keeps sealed objects for sealdrive clients. It holds no key and can read none of them.
 #[derive(Parser)]
@@ -144,7 +144,7 @@ fn serve(config: Config, options: Options) -> anyhow::Result<()> {
     runtime.block_on(async {
         let running = Server::start_with(config, options).await?;
         print_line(&format!("listening on {}", running.address()));
-        let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+        notify::ready(&running);
         use tokio::signal::unix::{SignalKind, signal};
         let (mut terminate, mut interrupt) = (
             signal(SignalKind::terminate())?,
@@ -154,8 +154,9 @@ fn serve(config: Config, options: Options) -> anyhow::Result<()> {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
             error = running.failed() => bail!("stopped: {error}"),
+            () = notify::feed(&running) => {}
         }
-        let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+        notify::stopping();
         running.shutdown().await.context("shutdown")
     })
 }

@@ -184,7 +184,7 @@ fn open_book(
             Err(error) => log_broken(record.owner, &error),
         }
     }
-    book.restart_leases(clock::unix_ms());
+    book.restart_leases(clock::steady_ms());
     Ok((book, store, damage))
 }
 
@@ -260,6 +260,11 @@ impl Running {
     /// Resolves when the storage has failed: the server can then only be stopped and started again.
     pub async fn failed(&self) -> String {
         self.core.store.failed().await
+    }
+
+    /// Returns once the storage has answered; waits as long as that takes.
+    pub async fn pulse(&self) -> Result<(), StoreError> {
+        self.core.store.pulse().await
     }
 
     /// Stops accepting, lets calls end within `limits::SHUTDOWN`, writes the index, closes.

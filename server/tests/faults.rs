@@ -10,12 +10,11 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
-use sealdrive_pack::{Medium, MediumFile, Record, RecordKind};
+use sealdrive_pack::{Directory, Medium, MediumFile, Record, RecordKind};
 use sealdrive_proto::id::DomainId;
 use sealdrive_server::index::{Index, Row, RowKey};
 use sealdrive_server::store::{Opened, Put, Store, StoreError, StoreOptions};
 
-/// A file: what a reader sees, and what a power cut leaves.
 #[derive(Default, Clone)]
 struct Inode {
     seen: Vec<u8>,
@@ -26,25 +25,19 @@ struct Inode {
 struct State {
     names: BTreeMap<String, Arc<Mutex<Inode>>>,
     durable_names: BTreeMap<String, Arc<Mutex<Inode>>>,
-    /// Bytes all files together may hold.
     space: Option<usize>,
     fail_sync: bool,
 }
 
-/// The simulated disk; clones share it.
 #[derive(Default, Clone)]
 struct Disk(Arc<Mutex<State>>);
-
 struct File(Arc<Mutex<Inode>>, Disk);
-
 impl Disk {
-    /// What a power cut at this moment leaves, with `extra` bytes of each unsynced tail.
     fn cut(&self, extra: usize) -> Disk {
         let state = self.0.lock().unwrap();
         let left = state.durable_names.iter().map(|(name, inode)| {
             let Inode { seen, durable } = inode.lock().unwrap().clone();
             let mut left = durable;
-            // Only the end of a pack is ever unsynced.
             if left.len() < seen.len() {
                 let upto = seen.len().min(left.len() + extra);
                 left = seen[..upto].to_vec();
@@ -64,7 +57,6 @@ impl Disk {
             ..State::default()
         })))
     }
-
     fn set_space(&self, space: Option<usize>) {
         self.0.lock().unwrap().space = space;
     }
@@ -84,6 +76,9 @@ impl Medium for Disk {
         let state = self.0.lock().unwrap();
         let inode = state.names.get(name).ok_or(io::ErrorKind::NotFound)?;
         Ok(Arc::new(File(Arc::clone(inode), self.clone())))
+    }
+    fn directory(&self, _name: &str) -> io::Result<Arc<dyn Medium>> {
+        Err(io::ErrorKind::Unsupported.into())
     }
     fn list(&self) -> io::Result<Vec<String>> {
         Ok(self.0.lock().unwrap().names.keys().cloned().collect())
@@ -149,12 +144,17 @@ impl MediumFile for File {
     }
     fn sync(&self) -> io::Result<()> {
         if std::mem::take(&mut self.1.0.lock().unwrap().fail_sync) {
-            // As the page cache does: told once, marked clean, lost.
             return Err(io::Error::other("EIO"));
         }
         let mut inode = self.0.lock().unwrap();
         inode.durable = inode.seen.clone();
         Ok(())
+    }
+    fn write_at(&self, _bytes: &[u8], _offset: u64) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+    fn try_lock(&self) -> io::Result<bool> {
+        Ok(true)
     }
     fn truncate(&self, len: u64) -> io::Result<()> {
         self.0.lock().unwrap().seen.truncate(len as usize);
@@ -166,7 +166,6 @@ impl MediumFile for File {
 }
 
 const DOMAIN: [u8; 32] = [7; 32];
-
 fn object(n: u32) -> Record {
     let len = 50 + n as usize * 37 % 900;
     let payload = blake3::hash(&n.to_le_bytes())
@@ -180,8 +179,12 @@ fn id(n: u32) -> [u8; 32] {
 }
 
 fn open(disk: &Disk, data: &Path, options: StoreOptions) -> Store {
-    let Opened { store, damage, .. } =
-        Store::open_on(Arc::new(disk.clone()), data, options).unwrap();
+    let Opened { store, damage, .. } = Store::open_split(
+        Arc::new(disk.clone()),
+        &Directory::open(data).unwrap(),
+        options,
+    )
+    .unwrap();
     assert_eq!(damage, 0, "nothing was corrupted");
     store
 }
@@ -298,7 +301,6 @@ async fn a_pack_cut_at_any_byte_keeps_what_is_whole() {
         .unwrap()
         .seen
         .clone();
-    // Every byte of the last record, some of the others: each is a database and some syncs.
     let cuts = (0..ends[1]).step_by(13).chain(ends[1]..=ends[2]);
     for cut in cuts {
         let inode = Inode {
@@ -389,7 +391,7 @@ async fn a_failed_sync_stops_the_store_and_nothing_unsure_is_acknowledged() {
 }
 
 fn rows(data: &Path) -> (Vec<(RowKey, Row)>, u64) {
-    let index = Index::open(&data.join("index.redb")).unwrap();
+    let index = Index::open(&Directory::open(data).unwrap(), "index.redb").unwrap();
     let kinds = [
         RecordKind::Object,
         RecordKind::Commit,
@@ -452,7 +454,6 @@ async fn an_index_made_anew_equals_the_one_that_grew() {
         .iter()
         .find(|(key, _)| key.kind == RecordKind::Slot && key.owner == id(0))
         .unwrap();
-
     let fresh = tempfile::tempdir().unwrap();
     let store = open(&disk.cut(0), fresh.path(), small_packs());
     assert_eq!(
@@ -490,6 +491,10 @@ async fn a_pack_of_another_store_is_refused() {
         .names
         .insert("0000000000000002.pack".into(), stray);
     let data = tempfile::tempdir().unwrap();
-    let refused = Store::open_on(Arc::new(one), data.path(), small_packs());
+    let refused = Store::open_split(
+        Arc::new(one),
+        &Directory::open(data.path()).unwrap(),
+        small_packs(),
+    );
     assert!(refused.is_err_and(|error| error.to_string().contains("another store")));
 }

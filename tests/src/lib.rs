@@ -11,6 +11,7 @@ pub mod compare;
 pub mod conformance;
 pub mod made;
 pub mod proxy;
+pub mod sim;
 pub mod tidy;
 pub mod twins;
 pub mod world;

@@ -20,7 +20,14 @@ pub enum Weather {
     BlackHole = 1,
     /// Connections are cut at once.
     Refuse = 2,
+    /// Everything passes, at `SLOW_BYTES` a `SLOW_PAUSE` and direction.
+    Slow = 3,
 }
+
+/// What passes in slow weather, bytes, before the next pause.
+const SLOW_BYTES: usize = 16 << 10;
+/// That pause: together about 160 KB/s.
+const SLOW_PAUSE: Duration = Duration::from_millis(100);
 
 struct Shared {
     /// Where connections go; a restarted server has another port.
@@ -165,31 +172,43 @@ impl Shared {
 
     fn pump(&self, mut from: TcpStream, mut to: TcpStream, to_server: bool) {
         let mut buffer = vec![0; 64 << 10];
-        while let Ok(read @ 1..) = from.read(&mut buffer) {
+        'open: while let Ok(read @ 1..) = from.read(&mut buffer) {
             while self.weather() == Weather::BlackHole as usize
                 && !self.stopped.load(Ordering::SeqCst)
             {
                 thread::sleep(Duration::from_millis(10));
             }
-            let bytes = &buffer[..read];
-            let counter = if to_server {
-                &self.sent
-            } else {
-                &self.received
-            };
-            counter.fetch_add(read as u64, Ordering::SeqCst);
-            if self.recording.load(Ordering::SeqCst) {
-                self.recorded.lock().unwrap().extend_from_slice(bytes);
-            }
-            if to.write_all(bytes).is_err() {
-                break;
-            }
-            if to_server && self.spent(read as u64) {
-                self.cut();
+            for part in buffer[..read].chunks(SLOW_BYTES) {
+                if self.weather() == Weather::Slow as usize {
+                    thread::sleep(SLOW_PAUSE);
+                }
+                if !self.pass(part, &mut to, to_server) {
+                    break 'open;
+                }
             }
         }
         drop(from.shutdown(Shutdown::Both));
         drop(to.shutdown(Shutdown::Both));
+    }
+
+    /// Counts, records and forwards; false once the other side is gone.
+    fn pass(&self, bytes: &[u8], to: &mut TcpStream, to_server: bool) -> bool {
+        let counter = if to_server {
+            &self.sent
+        } else {
+            &self.received
+        };
+        counter.fetch_add(bytes.len() as u64, Ordering::SeqCst);
+        if self.recording.load(Ordering::SeqCst) {
+            self.recorded.lock().unwrap().extend_from_slice(bytes);
+        }
+        if to.write_all(bytes).is_err() {
+            return false;
+        }
+        if to_server && self.spent(bytes.len() as u64) {
+            self.cut();
+        }
+        true
     }
 
     /// Counts down to the planned cut; true once, when it is reached.

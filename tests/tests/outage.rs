@@ -9,7 +9,9 @@ use std::time::{Duration, Instant};
 use sealdrive_tests::compare::compare;
 use sealdrive_tests::made::{Noise, many};
 use sealdrive_tests::proxy::{Proxy, Weather};
-use sealdrive_tests::world::{Machine, Mounted, PATIENCE, Server, World, copy_tree, run, wait_for};
+use sealdrive_tests::world::{
+    Daemon, Machine, Mounted, PATIENCE, Server, World, copy_tree, run, wait_for,
+};
 
 /// What "at once" may take on a busy machine.
 const AT_ONCE: Duration = Duration::from_secs(5);
@@ -145,6 +147,23 @@ fn a_black_hole_delays_nothing_local_and_ends_in_an_error_not_a_hang() {
         .arg(at.mounted.path().join("remote"));
     let read = run(&mut cat, PATIENCE);
     assert_ne!(read.code, 0, "what is not local cannot have been read");
+    assert!(
+        read.stderr.contains("No route to host"),
+        "EHOSTUNREACH: it is not damaged, only not here: {}",
+        read.stderr
+    );
+    // A reader that is killed while it waits is gone by the deadline, not asleep for ever.
+    let mut killed = Daemon::start(
+        std::process::Command::new("cat").arg(there.path().join("remote")),
+        &world.path("cat.log"),
+    );
+    wait_for("the reader waits", PATIENCE, || {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", killed.id())).unwrap();
+        let state = stat.rsplit(") ").next().unwrap().chars().next().unwrap();
+        ['S', 'D'].contains(&state).then_some(())
+    });
+    killed.signal(rustix::process::Signal::KILL);
+    wait_for("a killed reader ends", PATIENCE, || killed.ended());
     at.proxy.set(Weather::Clear);
     let healed = wait_for("reading works again", PATIENCE, || {
         fs::read(there.path().join("remote")).ok()
@@ -177,4 +196,124 @@ fn a_drive_mounts_and_is_read_without_its_server() {
     );
     server.restart();
     machine.sync();
+}
+
+/// Another server at the address (a hotel's login page, a changed route) used to stop commits for the rest of the mount
+/// as if the drive had been forked, and a machine could not even mount while it answered.
+#[test]
+fn another_server_at_the_address_gets_nothing_and_stops_nothing() {
+    let world = World::new();
+    let at = behind_a_proxy(&world);
+    let root = at.mounted.path().to_owned();
+    fs::write(root.join("before"), b"before").unwrap();
+    at.machine.sync();
+    let other = Server::start(&world.path("other"), &[]);
+    at.proxy.point_at(other.address());
+    at.proxy.cut();
+    write_synced(&root.join("during"), &Noise::new(5).bytes(2_000_000));
+    wait_for("it is said that another server answers", PATIENCE, || {
+        let notes = at.machine.status()["notes"].to_string();
+        notes.contains("another server answers").then_some(())
+    });
+    assert_eq!(fs::read(root.join("before")).unwrap(), b"before");
+    at.mounted.kill();
+    let mounted = at.machine.mount();
+    assert_eq!(fs::read(root.join("during")).unwrap().len(), 2_000_000);
+    fs::write(root.join("after"), b"after").unwrap();
+
+    at.proxy.point_at(at.server.address());
+    at.proxy.cut();
+    at.machine.sync();
+    let fresh = world.machine("fresh");
+    fresh.recover(&at.machine.kit());
+    let there = fresh.mount();
+    compare(&root, there.path()).unwrap().assert_same(3);
+    drop(mounted);
+}
+
+#[test]
+fn a_suspended_client_goes_on_where_it_was() {
+    let world = World::new();
+    let at = behind_a_proxy(&world);
+    let root = at.mounted.path().to_owned();
+    at.proxy.set(Weather::Slow);
+    fs::write(root.join("large"), Noise::new(6).bytes(6_000_000)).unwrap();
+    let before = at.proxy.sent();
+    wait_for("something is on its way", PATIENCE, || {
+        (at.proxy.sent() > before + 100_000).then_some(())
+    });
+    at.mounted.daemon.signal(rustix::process::Signal::STOP);
+    // The network forgets the connection while the machine sleeps, and a program runs into the sleeping drive.
+    at.proxy.cut();
+    let mut reader = Daemon::start(
+        std::process::Command::new("sh")
+            .arg("-c")
+            .arg(format!("echo more > {}/more", root.display())),
+        &world.path("sh.log"),
+    );
+    std::thread::sleep(Duration::from_secs(3));
+    assert_eq!(reader.ended(), None, "nobody can have answered it");
+    at.mounted.daemon.signal(rustix::process::Signal::CONT);
+    assert_eq!(wait_for("it goes on", PATIENCE, || reader.ended()), 0);
+    // On a slow line what is local is still at once.
+    let started = Instant::now();
+    many(&root.join("many"), 100).unwrap();
+    assert!(started.elapsed() < AT_ONCE, "{:?}", started.elapsed());
+    at.proxy.set(Weather::Clear);
+    at.machine.sync();
+    let fresh = world.machine("fresh");
+    fresh.recover(&at.machine.kit());
+    let there = fresh.mount();
+    compare(&root, there.path()).unwrap().assert_same(103);
+}
+
+#[test]
+fn a_full_outbox_refuses_data_and_nothing_else_and_drains_by_itself() {
+    const BUDGET: usize = 16 << 20;
+    // Beyond the budget: what may be dirty in memory (64 MiB) while the first of it is sealed, and the kernel's pages.
+    const MOST: usize = 256 << 20;
+    let world = World::new();
+    let server = world.server();
+    let proxy = Proxy::start(server.address()).unwrap();
+    let machine = world.machine("machine");
+    machine.init(&server.invite_at(proxy.address()));
+    let mounted = machine.mount_with(&["-o", "outbox=16M"]);
+    let root = mounted.path().to_owned();
+    fs::write(root.join("old"), b"old").unwrap();
+    machine.sync();
+    proxy.set(Weather::Refuse);
+
+    let mut kept = 0;
+    let refused = loop {
+        let name = root.join(format!("data-{kept}"));
+        let written = File::create(&name).and_then(|mut file| {
+            file.write_all(&Noise::new(kept as u64).bytes(1 << 20))?;
+            file.sync_all()
+        });
+        match written {
+            Ok(()) => kept += 1,
+            Err(error) => break error,
+        }
+        assert!(kept << 20 < MOST, "no end of room without a server");
+    };
+    assert_eq!(refused.kind(), std::io::ErrorKind::StorageFull, "{refused}");
+    assert!(kept << 20 >= BUDGET / 2, "refused after {kept} MiB");
+    // Everything that needs no room goes on, and so does reading.
+    let _ = fs::remove_file(root.join(format!("data-{kept}")));
+    fs::rename(root.join("old"), root.join("older")).unwrap();
+    assert_eq!(fs::read(root.join("older")).unwrap(), b"old");
+    assert!(fs::read(root.join("data-0")).unwrap() == Noise::new(0).bytes(1 << 20));
+
+    proxy.set(Weather::Clear);
+    wait_for("there is room again without help", PATIENCE, || {
+        fs::write(root.join("room"), b"room").ok()
+    });
+    machine.sync();
+    let fresh = world.machine("fresh");
+    fresh.recover(&machine.kit());
+    let there = fresh.mount();
+    compare(&root, there.path())
+        .unwrap()
+        .assert_same(kept as u64 + 2);
+    drop(mounted);
 }

@@ -1,11 +1,12 @@
 //! The difference of two trees, at the cost of what differs.
 //!
-//! Invariant: equal subtrees are never entered, because equal references are equal records. Called by history: what
-//! changed between two commits, and in which files.
+//! Invariant: equal subtrees are never entered, because equal references are equal records. Called by history (what
+//! changed between two commits, and in which files) and by the drive (is this file as the last commit has it?).
 
 use std::cmp::Ordering;
 use std::ops::ControlFlow;
 
+use crate::record::KeyRange;
 use crate::tree::{Cursor, Nodes, Root, TreeError};
 
 /// One record that differs.
@@ -79,5 +80,56 @@ pub fn diff(
         if order.is_ge() {
             right.pass();
         }
+    }
+}
+
+/// Whether any record of `range` differs between two trees, at the cost of the two paths to it and of what is equal in
+/// nodes that are not. After `Missing`, bring the node and ask again.
+pub fn differs_in(
+    nodes: &dyn Nodes,
+    old: &Root,
+    new: &Root,
+    range: &KeyRange,
+) -> Result<bool, TreeError> {
+    if old == new {
+        return Ok(false);
+    }
+    let (start, end) = (range.start.as_bytes(), range.end.as_bytes());
+    let (mut left, mut right) = (Cursor::at_top(nodes, old)?, Cursor::at_top(nodes, new)?);
+    loop {
+        // An entry above the leaves has its subtree's last key: what ends before the range is passed whole.
+        for side in [&mut left, &mut right] {
+            while side.entry().is_some_and(|(key, _)| key < start) {
+                side.pass();
+            }
+        }
+        let level = |side: &Cursor<'_>| side.entry().map(|_| side.node().level());
+        let (left_level, right_level) = (level(&left), level(&right));
+        let highest = left_level.max(right_level);
+        if highest > Some(0) {
+            if left_level == right_level && left.entry() == right.entry() {
+                if left.entry().is_some_and(|(key, _)| key >= end) {
+                    return Ok(false);
+                }
+                left.pass();
+                right.pass();
+                continue;
+            }
+            if left_level == highest {
+                left.enter()?;
+            }
+            if right_level == highest {
+                right.enter()?;
+            }
+            continue;
+        }
+        let inside = |side: &Cursor<'_>| side.entry().is_some_and(|(key, _)| key < end);
+        match (inside(&left), inside(&right)) {
+            (false, false) => return Ok(false),
+            (true, true) if left.entry() == right.entry() => {}
+            _ => return Ok(true),
+        }
+        left.pass();
+        right.pass();
     }
 }

@@ -69,7 +69,9 @@ pub(super) async fn refresh(
     // From our own head on, so that a server with another link in its place is found out.
     let from = chain.head_seq();
     let answer = match tokio::time::timeout(patience, remote.get_chain(from)).await {
-        Err(_) | Ok(Err(RemoteError::Unreachable(_))) => return Ok(chain),
+        Err(_) | Ok(Err(RemoteError::Unreachable(_) | RemoteError::WrongServer(_))) => {
+            return Ok(chain);
+        }
         Ok(answer) => answer?,
     };
     if answer.links.first().map(Bytes::as_ref) != links.last().map(Link::bytes) {

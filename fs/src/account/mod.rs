@@ -18,8 +18,9 @@ use sealdrive_core::secret::Secret;
 use sealdrive_core::slot::SlotError;
 use sealdrive_proto::SigningKey;
 use sealdrive_proto::connect::{ConnectError, ConnectString};
-use sealdrive_proto::id::{AccountId, DomainId, DriveId};
+use sealdrive_proto::id::{AccountId, DeviceId, DomainId, DriveId};
 use sealdrive_proto::link::{AccountChain, ChainError, LinkError};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -198,6 +199,19 @@ impl Opened {
         patience: Duration,
     ) -> Result<AccountChain, AccountError> {
         chain::refresh(home, self.account, remote, patience).await
+    }
+
+    /// What the account's devices are called; those without a name, or whose name does not open, are left out.
+    pub fn device_names(&self, chain: &AccountChain) -> BTreeMap<DeviceId, String> {
+        let mut labels = label::Labels::new(self.account, self.domain_keys());
+        let mut names = BTreeMap::new();
+        for (id, device) in chain.devices() {
+            let name = labels.open(label::Target::Device(*id), &device.label);
+            if let Some(name) = name.ok().filter(|name| !name.is_empty()) {
+                names.insert(*id, name);
+            }
+        }
+        names
     }
 
     /// The server as the engine sees it, for one drive. Nothing is connected yet.

@@ -11,7 +11,7 @@ use sealdrive_core::slot::SlotError;
 use super::exit::{Exit, Failure};
 use crate::account::AccountError;
 use crate::control::Refusal;
-use crate::engine::{BlobError, EngineError};
+use crate::engine::{BlobError, BranchError, EngineError};
 use crate::home::HomeError;
 use crate::journal::{JournalError, TwinError};
 use crate::keystore::KeystoreError;
@@ -99,7 +99,7 @@ impl From<RemoteError> for Failure {
                 Exit::WrongKey,
                 "this device may have been revoked; `sealdrive recover` enrols it anew",
             ),
-            RemoteError::Tampered(_) => (
+            RemoteError::Tampered(_) | RemoteError::WrongServer(_) => (
                 Exit::Tampered,
                 "someone may be between you and the server, or it is another server; get a new connect string in a \
                  way you trust",
@@ -223,6 +223,14 @@ impl From<EngineError> for Failure {
                 );
                 return failure;
             }
+            EngineError::TakeOver(error) => {
+                let mut failure = Self::from(error);
+                failure.what = format!("cannot take the drive over: {}", failure.what);
+                failure.advice =
+                    "nothing was changed; mount without --take-over to work offline".to_owned();
+                return failure;
+            }
+            EngineError::BranchBusy => (Exit::Error, "wait for it to end, then try again"),
             EngineError::Chain(_) => (
                 Exit::Tampered,
                 "the server may have been rolled back or changed; nothing was written to it",
@@ -253,6 +261,32 @@ impl From<EngineError> for Failure {
     }
 }
 
+impl From<BranchError> for Failure {
+    fn from(error: BranchError) -> Self {
+        let (exit, advice) = match error {
+            BranchError::Open(error) => return error.into(),
+            BranchError::Blob(BlobError::Unreachable(_)) => (
+                Exit::Unreachable,
+                "it shares this with the server: try again with that in reach; the conflict is as it was",
+            ),
+            BranchError::Blob(_) | BranchError::Errno(_) => (
+                Exit::Lost,
+                "keep the conflict, and what was written out so far",
+            ),
+            BranchError::Target(_, ref source) if is_full(source) => (
+                Exit::Space,
+                "free some space and export again into another directory",
+            ),
+            BranchError::Target(..) => (Exit::Error, "export again into another directory"),
+            BranchError::Occupied(_) => (
+                Exit::Usage,
+                "name a directory that is empty or not there yet",
+            ),
+        };
+        Self::new(exit, error.to_string(), advice)
+    }
+}
+
 impl From<MountError> for Failure {
     fn from(error: MountError) -> Self {
         match error {
@@ -261,6 +295,11 @@ impl From<MountError> for Failure {
                 Exit::MountFailed,
                 error.to_string(),
                 "is the kernel's fuse module of this decade?",
+            ),
+            MountError::Silent(_) => Self::new(
+                Exit::MountFailed,
+                error.to_string(),
+                "try again with SEALDRIVE_LOG=info; nothing was lost",
             ),
             MountError::Close(_) => Self::new(
                 Exit::Lost,

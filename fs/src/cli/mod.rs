@@ -4,13 +4,16 @@
 //! `exit.rs`; secrets never stand in arguments. Called by `main`.
 
 mod completions;
+mod conflicts;
 pub mod exit;
 mod failures;
 mod init;
 mod mount;
+mod opening;
 mod output;
 mod passphrase;
 mod progress;
+mod quantity;
 mod quickstart;
 mod recover;
 mod select;
@@ -38,6 +41,7 @@ Examples:
   sealdrive status                          Is everything on the server?
   sealdrive sync && echo safe               Wait until it is.
   sealdrive umount ~/Drive                  Unmount; waits as well.
+  sealdrive conflicts                       What was kept when another machine took over.
 
 Secrets are never arguments. A passphrase is read from, in this order:
   SEALDRIVE_PASSWORD_FD, SEALDRIVE_PASSWORD_FILE, SEALDRIVE_PASSWORD_COMMAND,
@@ -96,6 +100,7 @@ enum Command {
     Status(status::Status),
     Sync(sync::Sync),
     Umount(umount::Umount),
+    Conflicts(conflicts::Conflicts),
     Completions(completions::Completions),
     #[command(hide = true)]
     QuickstartServer(quickstart::QuickstartServer),
@@ -172,6 +177,7 @@ fn dispatch(cli: Cli, out: Output) -> Result<Exit, Failure> {
         Command::Status(command) => command.run(&session()?),
         Command::Sync(command) => command.run(&session()?),
         Command::Umount(command) => command.run(&session()?),
+        Command::Conflicts(command) => command.run(&session()?),
         // These need no home.
         Command::Completions(command) => command.run(&mut Cli::command()),
         Command::Man(command) => command.run(Cli::command()),

@@ -9,35 +9,26 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Parser;
-use rustix::fs::{FlockOperation, flock};
 use serde::Serialize;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::exit::{Exit, Failure};
+use super::opening::{engine_config, open_engine};
+use super::quantity::{parse_size, parse_time};
 use super::{Session, passphrase};
-use crate::account::{Numbers, Opened};
-use crate::clock;
-use crate::control::{self, Answer, Request};
-use crate::engine::{Engine, EngineConfig};
+use crate::account::Opened;
+use crate::control;
+use crate::engine::{EngineConfig, EventKind};
 use crate::home::Home;
 use crate::keystore::DriveKeys;
-use crate::live::{Facts, Live};
+use crate::live::{Facts, Fsync, Handle, Live};
 use crate::mount::daemon::{self, Started};
 use crate::mount::options::{MountCall, MountOptions, OtherOption};
-use crate::mount::{Ended, Spec, attach, serve};
+use crate::mount::{Ended, Spec, attach, place, serve};
 
-/// How long a mount waits for news of the account before it goes on without: mounting works offline.
-const CHAIN_PATIENCE: Duration = Duration::from_secs(3);
 /// How long the drain after unmount may go on in the background. Without a server it ends at once when the machine
 /// goes down; what is left is safe and goes out at the next mount.
 const DRAIN_LIMIT: Duration = Duration::from_secs(24 * 3600);
-
-/// How long a machine that does not know the drive yet tries to reach the server before the command says so.
-const JOIN_PATIENCE: Duration = Duration::from_secs(10);
-/// Longest wait for a process that was asked to stop sending and leave the drive to this one.
-const LEAVE_WAIT: Duration = Duration::from_secs(20);
-/// How often that is looked at.
-const LEAVE_LOOK: Duration = Duration::from_millis(50);
 
 const EXAMPLES: &str = "\
 Examples:
@@ -49,10 +40,16 @@ Examples:
 Options for -o, besides those of mount(8) (ro, noexec, allow_other, sync, suid, dev, …):
   cache=SIZE     room for local copies of what the server has (default 10G)
   outbox=SIZE    room for what the server does not have yet; beyond it writes get ENOSPC (default 20G)
+  fsync=POLICY   what fsync waits for: local, this machine's disk (default), or server, a restore point too; without
+                 an answer for 30 s it is ETIMEDOUT, and what was written is safe here and still goes out
   home=DIR       as --home, for /etc/fstab
   take_over      as --take-over
+  umount_wait=TIME   how long a plain umount waits for the server, such as 30s or 10min; then it ends with code 23 and
+                 sending goes on in the background (default: as long as the server takes something)
 
-The mount is there at once, also without a network: sending and fetching go on in the background.";
+The mount is there at once, also without a network: sending and fetching go on in the background.
+A drive has one writer. While another machine writes it, it is mounted read-only; --take-over makes this machine the
+writer, and the other one then keeps what it had not sent (see `sealdrive conflicts` there).";
 
 /// Mount a drive.
 #[derive(Debug, Parser)]
@@ -86,7 +83,9 @@ struct Plan {
     take_over: bool,
     cache: Option<u64>,
     outbox: Option<u64>,
+    umount_wait: Option<Duration>,
     cache_dir: Option<PathBuf>,
+    fsync: Fsync,
 }
 
 impl Mount {
@@ -164,7 +163,9 @@ impl Plan {
             take_over: false,
             cache: None,
             outbox: None,
+            umount_wait: None,
             cache_dir,
+            fsync: Fsync::default(),
         };
         for option in others {
             plan.set(option)?;
@@ -177,7 +178,14 @@ impl Plan {
             ("home", Some(dir)) => self.home = Some(dir.into()),
             ("cache", Some(size)) => self.cache = Some(parse_size(&size)?),
             ("outbox", Some(size)) => self.outbox = Some(parse_size(&size)?),
+            ("umount_wait", Some(time)) => self.umount_wait = Some(parse_time(&time)?),
             ("take_over", None) => self.take_over = true,
+            ("fsync", Some(policy)) => {
+                self.fsync = Fsync::parse(&policy).ok_or_else(|| {
+                    let what = format!("fsync={policy} is not a policy");
+                    Failure::new(Exit::Usage, what, "write fsync=local or fsync=server")
+                })?;
+            }
             _ => {
                 return Err(Failure::new(
                     Exit::Usage,
@@ -197,8 +205,7 @@ impl Plan {
             None => session.home.clone(),
         };
         // What can be known without keys is said at once.
-        attach::prepare(&self.mountpoint)
-            .map_err(|error| Failure::mount_point(&self.mountpoint, &error))?;
+        self.place()?;
         if foreground {
             return self.serve(session, &home);
         }
@@ -234,6 +241,14 @@ impl Plan {
         }
     }
 
+    /// Where it is to be mounted. A dead mount there is left in place: unlocking takes a while, and the new one must
+    /// follow it at once.
+    fn place(&self) -> Result<PathBuf, Failure> {
+        place::look(&self.mountpoint)
+            .map(|place| place.path)
+            .map_err(|error| Failure::mount_point(&self.mountpoint, &error))
+    }
+
     /// The same mount, for the process that stays.
     fn daemon_args(&self, home: &Home) -> Result<Vec<OsString>, Failure> {
         let absolute = |path: &Path| {
@@ -266,9 +281,7 @@ impl Plan {
         let place = super::helper_process()?;
         // Before the terminal is left: it may be needed for the passphrase.
         let opened = Opened::open(home, &place, passphrase::existing)?;
-        let mountpoint = std::fs::canonicalize(&self.mountpoint).map_err(|error| {
-            Failure::mount_point(&self.mountpoint, &attach::AttachError::MountPoint(error))
-        })?;
+        let mountpoint = self.place()?;
         daemon::detach_from_terminal();
         let drive = choose(&opened, self.drive.as_deref())?;
         let config = self.config(home, &opened, drive)?;
@@ -278,15 +291,30 @@ impl Plan {
             mountpoint: mountpoint.clone(),
             server: opened.server.addr.clone(),
             read_only: self.kernel.read_only,
+            fsync: self.fsync,
             dir: config.dir.clone(),
         };
         let socket = home.socket(&drive.drive)?;
         let name = drive.name.clone();
         // Keys that only opening takes are gone before the first request.
         drop(opened);
-        let live = Arc::new(Live::new(open_engine(config, &socket)?, facts));
-        let served = control::serve(&socket, Arc::clone(&live) as Arc<dyn control::Control>)
-            .map_err(|error| {
+        let engine = open_engine(config, &socket)?;
+        for event in engine.status().events {
+            if event.kind == EventKind::SetAside {
+                session.out.warn(&event.detail);
+            }
+        }
+        let mut kernel = self.kernel;
+        if engine.is_read_only() && !kernel.read_only {
+            // The kernel refuses changes by itself then; why is for the person who mounts.
+            kernel.read_only = true;
+            session
+                .out
+                .warn(&engine.status().stopped.unwrap_or_default());
+        }
+        let live = Arc::new(Live::new(engine, facts));
+        let served =
+            control::serve(&socket, Arc::new(Handle(Arc::clone(&live)))).map_err(|error| {
                 let what = format!("control socket {}: {error}", socket.display());
                 Failure::new(Exit::MountFailed, what, "is the drive mounted already?")
             })?;
@@ -294,9 +322,11 @@ impl Plan {
         let spec = Spec {
             label: name,
             mountpoint,
-            options: self.kernel,
+            options: kernel,
             drain_limit: DRAIN_LIMIT,
+            umount_wait: self.umount_wait,
         };
+        let watched = Arc::clone(&live);
         let ended = serve(live, &spec, || {
             daemon::announce_ready();
             session.out.news(&format!(
@@ -305,8 +335,14 @@ impl Plan {
             ));
         });
         drop(served);
+        let fenced = watched.is_fenced();
         match ended? {
             Ended::Drained => Ok(Exit::Ok),
+            Ended::Pending { .. } if fenced => Err(Failure::new(
+                Exit::Pending,
+                "unmounted; another machine writes this drive, and what this one had not sent is kept here",
+                "mount again to go on from the server's state, then see `sealdrive conflicts`",
+            )),
             Ended::Pending { bytes } => Err(Failure::new(
                 Exit::Pending,
                 format!(
@@ -324,57 +360,13 @@ impl Plan {
         opened: &Opened,
         drive: &DriveKeys,
     ) -> Result<EngineConfig, Failure> {
-        let remote = Arc::new(opened.remote(drive.drive, Arc::new(Numbers::new(home.clone()))));
-        let chain =
-            super::runtime()?.block_on(opened.chain(home, remote.as_ref(), CHAIN_PATIENCE))?;
-        let dir = match &self.cache_dir {
-            Some(dir) => Home::locate(Some(dir.clone()))?.drive_dir(&drive.drive)?,
-            None => home.drive_dir(&drive.drive)?,
-        };
-        let signing = opened.signing_key();
-        let device = sealdrive_proto::id::DeviceId::of(&signing.verifying_key());
-        let mut config = EngineConfig::new(
-            dir,
-            drive.drive,
-            device,
-            Arc::new(opened.domain_keys()),
-            Arc::new(drive.local_keys()),
-            Arc::new(signing),
-            chain,
-        );
-        // A connection of its own: the one above lived on the little runtime that asked for the chain.
-        config.remote = Some(Arc::new(
-            opened.remote(drive.drive, Arc::new(Numbers::new(home.clone()))),
-        ));
-        let (uid, gid) = (rustix::process::getuid(), rustix::process::getgid());
-        config.owner = (uid.as_raw(), gid.as_raw());
+        let mut config = engine_config(home, opened, drive, self.cache_dir.as_deref())?;
         config.take_over = self.take_over;
-        config.join_patience = JOIN_PATIENCE;
+        config.read_only = self.kernel.read_only;
         config.cache_budget = self.cache.unwrap_or(config.cache_budget);
         config.outbox_budget = self.outbox.unwrap_or(config.outbox_budget);
         Ok(config)
     }
-}
-
-/// Opens the engine. A process that was unmounted and only still sends is asked to leave: what it has not sent yet
-/// is in the local state that this one opens.
-fn open_engine(config: EngineConfig, socket: &Path) -> Result<Engine, Failure> {
-    let asked = control::ask(socket, &Request::Leave, &mut |_| ());
-    let handed_over = matches!(asked, Ok(Answer::Done(_)));
-    let deadline = clock::now() + LEAVE_WAIT;
-    // It answers before it is gone; the lock on the drive's directory says when.
-    while handed_over && is_locked(&config.dir) && clock::now() < deadline {
-        std::thread::sleep(LEAVE_LOOK);
-    }
-    Ok(Engine::open(config)?)
-}
-
-/// Whether another process has the drive's directory open (the engine's own lock).
-fn is_locked(dir: &Path) -> bool {
-    let Ok(file) = std::fs::File::open(dir.join("lock")) else {
-        return false;
-    };
-    flock(&file, FlockOperation::NonBlockingLockExclusive).is_err()
 }
 
 /// Signals unmount; one that comes when that is done already ends the sending, as the machine is going down.
@@ -393,7 +385,7 @@ fn end_drain_on_signal(live: &Arc<Live>) {
             loop {
                 tokio::select! { _ = a.recv() => {}, _ = b.recv() => {}, _ = c.recv() => {} }
                 match live.upgrade() {
-                    Some(live) => drop(control::Control::leave(live.as_ref())),
+                    Some(live) => drop(control::Control::leave(&Handle(live))),
                     None => return,
                 }
             }
@@ -422,63 +414,36 @@ fn choose<'a>(opened: &'a Opened, name: Option<&str>) -> Result<&'a DriveKeys, F
     })
 }
 
-/// A size as people write it: digits, and K, M, G or T for powers of 1024.
-fn parse_size(text: &str) -> Result<u64, Failure> {
-    let wrong = || {
-        let what = format!("{text:?} is not a size");
-        Failure::new(Exit::Usage, what, "write it as 500M or 20G")
-    };
-    let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
-    let shift = match text[digits.len()..]
-        .to_ascii_uppercase()
-        .trim_end_matches("IB")
-        .trim_end_matches('B')
-    {
-        "" => 0,
-        "K" => 10,
-        "M" => 20,
-        "G" => 30,
-        "T" => 40,
-        _ => return Err(wrong()),
-    };
-    let number: u64 = digits.parse().map_err(|_| wrong())?;
-    number.checked_mul(1 << shift).ok_or_else(wrong)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn sizes_and_options_of_ours() {
-        for (text, bytes) in [
-            ("0", 0),
-            ("512", 512),
-            ("10k", 10 << 10),
-            ("3G", 3 << 30),
-            ("1TiB", 1 << 40),
-        ] {
-            assert_eq!(parse_size(text).unwrap(), bytes, "{text}");
-        }
-        for text in ["", "G", "-1", "1X", "99999999999T", "1.5G"] {
-            assert!(parse_size(text).is_err(), "{text}");
-        }
+    fn options_of_ours() {
         let plan = Plan::parse(
             Some("sealdrive:work".into()),
             "/mnt".into(),
             vec![
-                "ro,cache=1G,take_over".to_owned(),
+                "ro,cache=1G,take_over,umount_wait=90s".to_owned(),
                 "_netdev,home=/h".to_owned(),
             ],
         )
         .unwrap();
         assert_eq!(plan.drive.as_deref(), Some("work"));
         assert!(plan.kernel.read_only && plan.take_over);
+        assert_eq!(plan.umount_wait, Some(Duration::from_secs(90)));
         assert_eq!(
             (plan.cache, plan.home),
             (Some(1 << 30), Some(PathBuf::from("/h")))
         );
-        for list in ["cash=1G", "cache", "take_over=1"] {
+        for list in [
+            "cash=1G",
+            "cache",
+            "take_over=1",
+            "umount_wait=soon",
+            "fsync",
+            "fsync=never",
+        ] {
             let failure = Plan::parse(None, "/mnt".into(), vec![list.to_owned()]).unwrap_err();
             assert_eq!(failure.exit, Exit::Usage, "{list}");
         }

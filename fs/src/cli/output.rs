@@ -39,6 +39,11 @@ impl Output {
         }
     }
 
+    /// What a person must know although the command goes on.
+    pub(super) fn warn(self, text: &str) {
+        drop(writeln!(std::io::stderr(), "sealdrive: {text}"));
+    }
+
     /// Why it was not done.
     pub(super) fn failure(self, failure: &Failure) {
         let mut err = std::io::stderr();

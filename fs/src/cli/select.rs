@@ -5,9 +5,14 @@
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use std::time::Duration;
+
 use super::Session;
 use super::exit::{Exit, Failure};
 use crate::control::{self, Status};
+
+/// How long a question about the state waits for the kernel to send what it holds.
+const FLUSH_PATIENCE: Duration = Duration::from_secs(5);
 
 /// A drive that is mounted now.
 pub(super) struct Mounted {
@@ -69,6 +74,17 @@ pub(super) fn one(session: &Session, wanted: &Path) -> Result<(Mounted, Option<u
             wanted.display()
         ))),
     }
+}
+
+/// Sends the kernel's dirty pages on their way, without waiting for a mount that may hang: the daemon waits for them,
+/// and says so if they do not come.
+pub(super) fn start_flush(mountpoint: &Path) {
+    let mountpoint = mountpoint.to_owned();
+    let (done, flushed) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let _ = done.send(flush_kernel(&mountpoint));
+    });
+    let _ = flushed.recv_timeout(FLUSH_PATIENCE);
 }
 
 /// Makes the kernel hand over what programs wrote through it. Done here and not in the daemon, which would wait for

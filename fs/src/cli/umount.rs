@@ -23,7 +23,10 @@ Examples:
   sealdrive umount ~/Drive                   Returns when the server has everything.
   sealdrive umount --timeout 1min ~/Drive    Exit code 23 if it takes longer. The drive is unmounted all the same, and
                                              sending goes on in the background while the machine is up.
-  umount ~/Drive                             The same for root, once scripts/install-helpers has run.";
+  umount ~/Drive                             The same for root, once scripts/install-helpers has run.
+
+Without --timeout (or umount_wait=TIME among the mount options) it gives up when the server took nothing for two
+minutes.";
 
 /// Unmount a drive and wait until everything is on the server.
 #[derive(Debug, Parser)]
@@ -81,12 +84,21 @@ fn finish(session: &Session, request: &Request) -> Result<Exit, Failure> {
     let pending_bytes = match outcome {
         Outcome::Drained => Some(0),
         Outcome::Pending { bytes } => Some(bytes),
-        Outcome::Unknown => None,
+        Outcome::Unknown | Outcome::Crashed => None,
     };
     let result = Unmounted {
         unmounted: &request.mountpoint,
         pending_bytes,
     };
+    if outcome == Outcome::Crashed {
+        return Err(Failure::new(
+            Exit::Pending,
+            format!(
+                "{place} is unmounted, but its mount process had died before everything was sent, perhaps"
+            ),
+            "what was not sent is safe on this machine and goes out at the next mount",
+        ));
+    }
     if let Outcome::Pending { bytes } = outcome {
         let what = match bytes {
             0 => "not everything is".to_owned(),

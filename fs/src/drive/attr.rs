@@ -5,6 +5,7 @@
 use bytes::Bytes;
 use sealdrive_core::record::{FileKind, Ino, Inode, Time};
 use sealdrive_core::reference::Reference;
+use sealdrive_core::tree::Root;
 
 /// Preferred size of a read or write, bytes: what the kernel sends at most.
 pub const BLOCK_SIZE: u32 = 1 << 20;
@@ -262,21 +263,27 @@ pub struct Usage {
 /// How far what was last done to a file has come on its way to safety.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Progress {
-    /// Something is in memory only.
+    /// Something is in memory only, or on its way into the journal.
     Dirty,
-    /// All of it has been handed to the journal, and is not in a tree yet.
+    /// All of it is durable in the journal, and is not in a tree yet.
     Journaled,
     /// It belongs to the checkpoint under way.
     Checkpointing,
     /// It is in the tree the drive stands on.
     InTree,
+    /// The tree of the newest commit on the server has it as it is.
+    InCommit,
 }
 
 /// State of one file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FileState {
+    /// What it is.
+    pub kind: FileKind,
     /// How far it has come.
     pub progress: Progress,
+    /// The tree the drive stood on when this was looked at.
+    pub root: Option<Root>,
     /// A handle that may write is open, so the kernel may hold newer bytes.
     pub open_for_write: bool,
     /// Bytes not yet cut and sealed.

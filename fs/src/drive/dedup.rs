@@ -12,7 +12,10 @@ pub type Digest = [u8; 32];
 const FIRST: usize = 1 << 12;
 const MOST: usize = 1 << 20;
 
-/// A lossy table: one slot per index, the newest wins.
+/// Slots an entry may stand in, from its own on: at most half full, almost none finds all of them taken.
+const PROBES: usize = 16;
+
+/// A lossy table of bounded size: where all slots of an entry are taken, the newest wins.
 pub(super) struct DigestTable {
     slots: Vec<(u64, Ino)>,
     used: usize,
@@ -46,22 +49,52 @@ impl DigestTable {
     /// The file that may hold it.
     pub(super) fn get(&self, digest: &Digest) -> Option<Ino> {
         let print = print_of(digest);
-        let (found, ino) = self.slots[self.index(print)];
-        (found == print && ino != 0).then_some(ino)
+        self.places(print)
+            .map(|index| self.slots[index])
+            .find(|(found, ino)| *found == print && *ino != 0)
+            .map(|(_, ino)| ino)
     }
 
     fn set(&mut self, print: u64, ino: Ino) {
-        let index = self.index(print);
+        let free = |index: &usize| self.slots[*index].1 == 0 || self.slots[*index].0 == print;
+        let own = print as usize & (self.slots.len() - 1);
+        let index = self.places(print).find(free).unwrap_or(own);
         self.used += usize::from(self.slots[index].1 == 0);
         self.slots[index] = (print, ino);
     }
 
-    fn index(&self, print: u64) -> usize {
-        print as usize & (self.slots.len() - 1)
+    fn places(&self, print: u64) -> impl Iterator<Item = usize> + use<> {
+        let mask = self.slots.len() - 1;
+        (0..PROBES).map(move |step| (print as usize).wrapping_add(step) & mask)
     }
 }
 
 fn print_of(digest: &Digest) -> u64 {
     let [a, b, c, d, e, f, g, h, ..] = *digest;
     u64::from_le_bytes([a, b, c, d, e, f, g, h])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn digest(number: u64) -> Digest {
+        *blake3::hash(&number.to_le_bytes()).as_bytes()
+    }
+
+    /// A table with one slot per entry forgot every sixth of 5,700 files, and their content was sent again.
+    #[test]
+    fn nearly_all_of_what_it_has_room_for_is_found_again() {
+        let mut table = DigestTable::default();
+        let count = MOST as u64 / 2;
+        for number in 1..=count {
+            table.insert(&digest(number), number);
+            if number == 5700 {
+                assert!((1..=5700).all(|n| table.get(&digest(n)) == Some(n)));
+            }
+        }
+        let found = (1..=count).filter(|n| table.get(&digest(*n)) == Some(*n));
+        assert!(found.count() as u64 > count / 1000 * 999);
+        assert_eq!(table.slots.len(), MOST);
+    }
 }

@@ -52,6 +52,8 @@ errnos! {
     EFBIG = 27,
     /// No space left.
     ENOSPC = 28,
+    /// Read-only: another machine writes the drive.
+    EROFS = 30,
     /// Too many links.
     EMLINK = 31,
     /// A buffer too small for the answer.

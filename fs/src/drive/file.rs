@@ -30,6 +30,10 @@ impl Drive {
         if s.load(ino)?.inode.kind == FileKind::Directory && write {
             return Err(Errno::EISDIR.into());
         }
+        if s.read_only && write {
+            // Here and not at the first page written back, where only fsync and close would hear of it.
+            return Err(Errno::EROFS.into());
+        }
         let holders = s.inodes.hold(ino);
         holders.opens += 1;
         holders.writers += u32::from(write);

@@ -14,7 +14,7 @@ use sealdrive_core::tree::Root;
 
 use super::errno::{Answer, Errno};
 use super::state::State;
-use super::{Attr, Drive, FileState, Progress, Usage};
+use super::{Attr, Drive, Usage};
 
 /// Bytes written and not yet sealed, in all: beyond it writers wait for writeback.
 pub const DIRTY_BUDGET: u64 = 64 << 20;
@@ -69,6 +69,18 @@ impl Drive {
         self.room.notify_all();
     }
 
+    /// Refuses every change from now on (EROFS), also those that wait: another machine writes this drive, or nobody
+    /// here wants to. There is no way back: what was refused would be missing from what comes after.
+    pub fn set_read_only(&self) {
+        self.peek().read_only = true;
+        self.room.notify_all();
+    }
+
+    /// Whether changes are refused with EROFS.
+    pub fn is_read_only(&self) -> bool {
+        self.peek().read_only
+    }
+
     /// Refuses every change from now on (EIO), also those that wait.
     pub fn close(&self) {
         self.peek().closed = true;
@@ -101,7 +113,10 @@ impl Drive {
         if guard.must_wait(need) {
             self.work.notify_all();
         }
-        let waits = |s: &mut State| s.must_wait(need) && !s.closed && !(s.full.is_some() && data);
+        let waits = |s: &mut State| {
+            let refused = s.closed || s.read_only || (s.full.is_some() && data);
+            s.must_wait(need) && !refused
+        };
         let (_guard, result) = self
             .room
             .wait_timeout_while(guard, at_most, waits)
@@ -109,15 +124,24 @@ impl Drive {
         !result.timed_out()
     }
 
-    /// Waits until there are `bytes` dirty bytes or the time is up; returns the dirty bytes.
+    /// Waits until there are `bytes` dirty bytes that no job has, until [`Self::nudge`], or until the time is up;
+    /// returns how many there are.
     pub fn wait_for_dirty(&self, bytes: u64, at_most: Duration) -> u64 {
         let mut guard = self.peek();
         guard.wake_at = bytes;
-        let (guard, _) = self
+        let idle = |s: &mut State| s.waiting_bytes() < bytes && !s.closed && !s.nudged;
+        let (mut guard, _) = self
             .work
-            .wait_timeout_while(guard, at_most, |s| s.dirty_bytes < bytes && !s.closed)
+            .wait_timeout_while(guard, at_most, idle)
             .unwrap_or_else(PoisonError::into_inner);
-        guard.dirty_bytes
+        guard.nudged = false;
+        guard.waiting_bytes()
+    }
+
+    /// Ends the present, or else the next, `wait_for_dirty`: the engine has another reason to look.
+    pub fn nudge(&self) {
+        self.peek().nudged = true;
+        self.work.notify_all();
     }
 
     /// Bytes written and not yet placed in chunks.
@@ -155,44 +179,6 @@ impl Drive {
         self.lock()?.attr(ino)
     }
 
-    /// How far a file has come.
-    pub fn state_of(&self, ino: Ino) -> Answer<FileState> {
-        let mut guard = self.lock()?;
-        let s = &mut *guard;
-        s.load(ino)?;
-        let key = sealdrive_core::record::Key::inode(ino);
-        let extents = sealdrive_core::record::Key::all_of(ino);
-        let unsafe_bytes = s
-            .dirty
-            .get(&ino)
-            .is_some_and(|map| map.iter().any(|(_, range)| !range.safe));
-        let progress = if unsafe_bytes
-            || s.inodes.is_stale(ino)
-            || s.map.unlogged.range(&extents).next().is_some()
-        {
-            Progress::Dirty
-        } else if s.dirty_of(ino) > 0
-            || s.map.active.get(key.as_bytes()).is_some()
-            || s.map.active.range(&extents).next().is_some()
-        {
-            Progress::Journaled
-        } else if s
-            .map
-            .frozen
-            .as_ref()
-            .is_some_and(|frozen| frozen.range(&extents).next().is_some())
-        {
-            Progress::Checkpointing
-        } else {
-            Progress::InTree
-        };
-        Ok(FileState {
-            progress,
-            open_for_write: s.inodes.holders(ino).writers > 0,
-            dirty_bytes: s.dirty_of(ino),
-        })
-    }
-
     /// The state, for what does not wait. EIO once an operation broke off half way: nothing it says could be trusted.
     pub(super) fn lock(&self) -> Answer<MutexGuard<'_, State>> {
         self.state.lock().map_err(|_| Errno::EIO.into())
@@ -209,6 +195,9 @@ impl Drive {
         loop {
             if guard.closed {
                 return Err(Errno::EIO.into());
+            }
+            if guard.read_only {
+                return Err(Errno::EROFS.into());
             }
             if let Some(refusal) = guard.full
                 && need != Need::Records
@@ -229,9 +218,9 @@ impl Drive {
         Ok(guard)
     }
 
-    /// Wakes the engine if as much is dirty as it waits for.
+    /// Wakes the engine if as much waits to be handed out as it waits for.
     pub(super) fn announce(&self, s: &State) {
-        if s.dirty_bytes >= s.wake_at {
+        if s.waiting_bytes() >= s.wake_at {
             self.work.notify_all();
         }
     }

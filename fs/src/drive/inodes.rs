@@ -114,6 +114,12 @@ impl Inodes {
         self.slots.get(&ino).is_some_and(|slot| slot.stale)
     }
 
+    /// Inodes with an open handle that may write.
+    pub(super) fn open_for_write(&self) -> Vec<Ino> {
+        let open = self.holders.iter().filter(|(_, held)| held.writers > 0);
+        open.map(|(ino, _)| *ino).collect()
+    }
+
     pub(super) fn holders(&self, ino: Ino) -> Holders {
         self.holders.get(&ino).copied().unwrap_or_default()
     }

@@ -5,8 +5,10 @@
 //! prefix of what was asked of it; within such a step only the newest value of each record is logged. Called by the
 //! engine.
 
+use std::collections::HashSet;
+
 use sealdrive_core::journal::Entry;
-use sealdrive_core::record::{Edit, Ino};
+use sealdrive_core::record::{Edit, Ino, ino_of};
 use sealdrive_core::tree::Root;
 
 use super::Drive;
@@ -32,6 +34,11 @@ impl Drive {
         s.settle_inline(false)?;
         s.flush();
         Ok(s.take_log(data))
+    }
+
+    /// The logs taken so far are durable. One that failed never is: what it held stays dirty to whoever asks.
+    pub fn log_durable(&self) {
+        self.peek().in_log = HashSet::new();
     }
 
     /// Bytes that [`Self::take_log`] would return now, about: records, and dirty bytes not in the journal.
@@ -81,7 +88,14 @@ impl State {
             .map(|(ino, off, len)| Entry::Discard { seq, ino, off, len })
             .collect();
         let (mut edits, mut bytes) = (Vec::new(), 0);
+        let mut last = 0;
         for edit in std::mem::take(&mut self.map.unlogged).into_edits() {
+            // In key order, so those of one inode follow one another. 0 are the drive's own records.
+            let ino = ino_of(edit.key().as_bytes());
+            if ino != last {
+                self.in_log.insert(ino);
+                last = ino;
+            }
             bytes += edit.key().as_bytes().len() + edit.value().map_or(0, |value| value.len());
             edits.push(edit);
             if bytes >= ENTRY_BYTES {
@@ -127,6 +141,7 @@ impl State {
                         bytes,
                     });
                     self.journaled[0].insert(ino);
+                    self.in_log.insert(ino);
                 }
             }
         }

@@ -25,6 +25,7 @@ mod nodes;
 mod orphan;
 mod readdir;
 mod rename;
+mod safety;
 mod setattr;
 mod state;
 mod symlink;
@@ -44,6 +45,7 @@ pub use errno::{Answer, DriveError, Errno};
 pub use gate::{DIRTY_BUDGET, OVERLAY_LIMIT};
 pub use handles::Handle;
 pub use log::LogData;
+pub use safety::Name;
 pub use writeback::{Digest, INLINE_FILE, Job, JobDone, JobPiece, Placed, Settle};
 
 /// One mounted drive.

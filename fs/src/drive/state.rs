@@ -29,6 +29,8 @@ pub(super) struct Map {
     pub(super) frozen: Option<Arc<Overlay>>,
     /// The last checkpoint; none on a drive that never had one.
     pub(super) root: Option<Root>,
+    /// The newest commit on the server, if there is one.
+    pub(super) committed: Option<Root>,
     pub(super) nodes: NodeCache,
     /// Changes since the journal last took them: newest value of each key, because it takes them as one.
     pub(super) unlogged: Overlay,
@@ -82,6 +84,8 @@ pub(super) struct State {
     pub(super) version: u64,
     /// Files with data in the journal that this and the former checkpoint period wrote: what replaces it is recorded.
     pub(super) journaled: [HashSet<Ino>; 2],
+    /// Inodes of which a log was taken that is not known to be durable yet.
+    pub(super) in_log: HashSet<Ino>,
     /// Ranges whose journaled data no longer counts, to be logged.
     pub(super) discards: Vec<(Ino, u64, u64)>,
     pub(super) handles: Handles,
@@ -94,10 +98,14 @@ pub(super) struct State {
     pub(super) stalled: bool,
     /// No room for more data, and how that is said.
     pub(super) full: Option<Errno>,
+    /// Another machine writes the drive, or nobody here wants to: changes are refused.
+    pub(super) read_only: bool,
     /// Shut down: changes are refused.
     pub(super) closed: bool,
-    /// Dirty bytes the engine wants to be woken at.
+    /// Dirty bytes that no job has at which the engine wants to be woken.
     pub(super) wake_at: u64,
+    /// The engine is to look now.
+    pub(super) nudged: bool,
     /// Index of this writer in the membership chain: top 16 bits of the inode numbers it gives out.
     pub(super) writer: u16,
 }
@@ -109,6 +117,7 @@ impl State {
                 active: Overlay::new(),
                 frozen: None,
                 root,
+                committed: None,
                 nodes: NodeCache::new(NODE_BUDGET),
                 unlogged: Overlay::new(),
             },
@@ -118,6 +127,7 @@ impl State {
             dirty_bytes: 0,
             version: 0,
             journaled: Default::default(),
+            in_log: HashSet::new(),
             discards: Vec::new(),
             handles: Handles::default(),
             counters: None,
@@ -126,8 +136,10 @@ impl State {
             digests: DigestTable::default(),
             stalled: false,
             full: None,
+            read_only: false,
             closed: false,
             wake_at: u64::MAX,
+            nudged: false,
             writer: 0,
         }
     }

@@ -103,6 +103,8 @@ pub struct JobDone {
 #[derive(Default)]
 pub(super) struct Jobs {
     out: HashMap<JobId, Vec<(Ino, Run)>>,
+    /// Sum of their lengths.
+    bytes: u64,
     last: JobId,
 }
 
@@ -122,8 +124,7 @@ impl Drive {
         let s = &mut *guard;
         s.counters()?;
         s.settle_inline(which == Settle::All)?;
-        let in_flight = s.in_flight();
-        let pressed = s.dirty_bytes - in_flight.min(s.dirty_bytes) > DIRTY_BUDGET / 2;
+        let pressed = s.waiting_bytes() > DIRTY_BUDGET / 2;
         let mut drafts = s.draft(which, pressed, max_bytes)?;
         if drafts.is_empty() && pressed {
             drafts = s.draft(Settle::All, pressed, max_bytes)?;
@@ -154,16 +155,20 @@ impl Drive {
     }
 
     /// Whether another file holds the same content; then its extents are this file's too, and the piece needs no chunk.
-    pub fn dedup(&self, piece: &JobPiece, digest: &Digest) -> bool {
-        let Ok(mut guard) = self.lock() else {
-            return false;
-        };
-        let found = guard.share_extents(piece, digest).unwrap_or(false);
-        drop(guard);
+    pub fn dedup(&self, piece: &JobPiece, digest: &Digest) -> Answer<bool> {
+        let found = self.lock()?.share_extents(piece, digest)?;
         if found {
             self.room.notify_all();
         }
-        found
+        Ok(found)
+    }
+
+    /// Takes note of small files in the tree, by the digests in their records: an earlier mount placed them.
+    pub fn know_digests(&self, known: impl IntoIterator<Item = (Digest, Ino)>) {
+        let mut guard = self.peek();
+        for (digest, ino) in known {
+            guard.digests.insert(&digest, ino);
+        }
     }
 
     /// Jobs handed out and not yet ended.
@@ -183,13 +188,9 @@ impl State {
         self.dirty_bytes - orphaned
     }
 
-    fn in_flight(&self) -> u64 {
-        self.jobs
-            .out
-            .values()
-            .flatten()
-            .map(|(_, run)| run.len)
-            .sum()
+    /// Dirty bytes that no job has, about: what was overwritten while a job had it counts only once.
+    pub(super) fn waiting_bytes(&self) -> u64 {
+        self.dirty_bytes.saturating_sub(self.jobs.bytes)
     }
 
     /// Chooses runs. Files whose inode is gone (data recovered from the journal) are forgotten.
@@ -212,11 +213,15 @@ impl State {
             let open = self.inodes.holders(ino).writers > 0;
             let held_back = open && which == Settle::Settled;
             let parent = if orphan { 0 } else { self.parent_of(ino)? };
+            let size = self.inodes.get(ino).map_or(0, |slot| slot.inode.size);
             for run in self.free_runs(ino) {
                 if held_back && run.len < MAX_CHUNK as u64 {
                     continue;
                 }
-                if run.len < MIN_CHUNK as u64 {
+                // The end of a file that was cut while it was still being written is a chunk of its own, as it would
+                // be had the file been cut in one go: so the same file gives the same chunks.
+                let tail = !open && run.off > 0 && run.end() == size && size > MIN_CHUNK as u64;
+                if run.len < MIN_CHUNK as u64 && !tail {
                     packs.entry((parent, uid)).or_default().push((ino, run));
                     continue;
                 }
@@ -297,6 +302,7 @@ impl State {
                 });
             }
         }
+        self.jobs.bytes += draft.runs.iter().map(|(_, run)| run.len).sum::<u64>();
         self.jobs.out.insert(id, draft.runs);
         Job {
             id,
@@ -307,6 +313,7 @@ impl State {
 
     fn end_job(&mut self, id: JobId) {
         for (ino, run) in self.jobs.out.remove(&id).unwrap_or_default() {
+            self.jobs.bytes -= run.len;
             if let Some(map) = self.dirty.get_mut(&ino) {
                 for (_, range) in map.iter_mut(run.off, run.end()) {
                     if range.job == Some(id) {

@@ -20,6 +20,7 @@ use sealdrive_core::tree::{Missing, Nodes};
 use sealdrive_proto::id::{Cid, Kind, Sid};
 
 use super::backoff::Backoff;
+use super::crash::CrashPoints;
 use super::decoded::Decoded;
 use super::events::{EventKind, Events};
 use super::fetch::Fetcher;
@@ -55,6 +56,7 @@ impl From<StoreError> for BlobError {
 
 /// Everything that reads or writes objects by reference.
 pub(super) struct Blobs {
+    crash: CrashPoints,
     store: Arc<Store>,
     keys: Arc<DomainKeys>,
     local: Arc<LocalKeys>,
@@ -79,8 +81,10 @@ impl Blobs {
         fetcher: Option<Fetcher>,
         copies: SyncSender<(Sid, Bytes)>,
         events: Arc<Events>,
+        crash: CrashPoints,
     ) -> Self {
         Self {
+            crash,
             store,
             keys,
             sealers: Mutex::default(),
@@ -129,14 +133,20 @@ impl Blobs {
                 sealed.sid, sid,
                 "an object is stored under the id of its reference"
             );
+            self.crash.reached("object-sealed");
             self.store
                 .put(sid, &self.note(&sid, kind, &reference), &sealed.bytes)?;
         }
         Ok(reference)
     }
 
+    /// The plaintext of a chunk, if it is in memory.
+    pub(super) fn ready(&self, r: &Reference) -> Option<Bytes> {
+        self.decoded.get(&r.cid)
+    }
+
     /// The plaintext, if it is in memory or in a local pack. May read the disk; never waits for the network.
-    pub(super) fn local(&self, kind: Kind, r: &Reference) -> Result<Option<Bytes>, BlobError> {
+    fn local(&self, kind: Kind, r: &Reference) -> Result<Option<Bytes>, BlobError> {
         if let Some(chunk) = self.decoded.get(&r.cid) {
             return Ok(Some(chunk));
         }

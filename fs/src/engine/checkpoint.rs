@@ -5,6 +5,8 @@
 //! outbox, then the checkpoint record, then the thaw and the trimming of the journal. Writers stop only while the last
 //! dirty bytes are sealed. Called by the pace thread.
 
+use std::time::Instant;
+
 use sealdrive_core::merge;
 use sealdrive_core::reference::Reference;
 use sealdrive_core::seal::Compress;
@@ -14,6 +16,7 @@ use sealdrive_proto::id::Kind;
 use super::flush::{Flusher, NotDurable};
 use super::shared::Shared;
 use super::writeback::Workers;
+use crate::clock;
 use crate::drive::{DriveError, Frozen, Settle};
 use crate::journal::{Twin, TwinError};
 use crate::limits::{STALL_DIRTY, STALL_ROUNDS, WRITEBACK_ROUND};
@@ -120,6 +123,8 @@ pub(super) struct Candidate {
     pub(super) covered: Position,
     /// The server must have everything before this place.
     pub(super) reach: Position,
+    /// When it was frozen: what it does not hold was done later.
+    pub(super) frozen_at: Instant,
 }
 
 /// Makes a checkpoint of everything done before the call. `None` if the drive was not ready to freeze.
@@ -131,12 +136,13 @@ pub(super) fn make(
 ) -> Result<Option<Candidate>, CheckpointError> {
     drain(shared, workers);
     shared.drive.stall();
+    let frozen_at = clock::now();
     let frozen = seal_rest(shared, workers);
     shared.drive.unstall();
     let Some(frozen) = frozen? else {
         return Ok(None);
     };
-    let made = merge_frozen(shared, flusher, record, &frozen);
+    let made = merge_frozen(shared, flusher, record, &frozen, frozen_at);
     if made.is_err() {
         shared.drive.refreeze_later();
     }
@@ -177,6 +183,7 @@ fn merge_frozen(
     flusher: &Flusher,
     record: &mut Twin,
     frozen: &Frozen,
+    frozen_at: Instant,
 ) -> Result<Candidate, CheckpointError> {
     let covered = shared.store.end();
     shared.crash.reached("frozen");
@@ -206,6 +213,7 @@ fn merge_frozen(
     )?;
     shared.crash.reached("checkpoint-durable");
     shared.store.save_index()?;
+    shared.crash.reached("index-durable");
     shared.drive.thaw(root);
     shared.uploading.appended.notify_one();
     shared.progress.update(|m| {
@@ -219,5 +227,6 @@ fn merge_frozen(
         seq: frozen.seq,
         covered,
         reach,
+        frozen_at,
     })
 }

@@ -91,6 +91,8 @@ pub(super) struct Committer {
 enum Setback {
     /// Try again after a pause.
     Later(RemoteError),
+    /// Another device has written a commit.
+    Fenced(DeviceId),
     /// Never again in this run.
     Stop(EventKind, String),
     /// Local state failed.
@@ -150,6 +152,10 @@ impl Committer {
                         .progress
                         .wait(clock::now() + backoff.next(), |m| m.quit);
                 }
+                Err(Setback::Fenced(by)) => {
+                    self.shared.fence(by);
+                    self.shared.renew_lease();
+                }
                 Err(Setback::Stop(kind, why)) => self.shared.stop_commits(kind, &why),
                 Err(Setback::Local(why)) => self.shared.fail_local(&why),
                 Err(Setback::Closing) => return,
@@ -189,13 +195,7 @@ impl Committer {
             .find(|pending| pending.commit.bytes() == commit.bytes());
         match ours.cloned() {
             Some(ours) => self.pin(&ours),
-            None => Err(Setback::Stop(
-                EventKind::Fenced,
-                format!(
-                    "another device has written commit {} of this drive",
-                    commit.fields().seq
-                ),
-            )),
+            None => Err(Setback::Fenced(commit.fields().device)),
         }
     }
 
@@ -247,14 +247,16 @@ impl Committer {
     /// The candidate is in the chain: the outbox may forget what it covers.
     fn settle(&self, candidate: Candidate) -> Result<(), Setback> {
         let store = &self.shared.store;
-        let retired = store
-            .retire(candidate.covered)
-            .and_then(|()| store.save_index());
-        retired.map_err(|e| Setback::Local(e.to_string()))?;
+        let local = |e: crate::store::StoreError| Setback::Local(e.to_string());
+        store.retire(candidate.covered).map_err(local)?;
+        self.shared.crash.reached("pack-retired");
+        store.save_index().map_err(local)?;
         self.shared.crash.reached("retired");
         let commit_seq = self.chain.pins().seq();
+        self.shared.drive.set_committed(Some(candidate.root));
         self.shared.progress.update(|m| {
             m.committed = m.committed.max(candidate.seq);
+            m.waiting = m.waiting.map(|_| candidate.frozen_at);
             m.commit_seq = commit_seq;
             m.remote_error = None;
             if m.candidate.is_some_and(|c| c.seq <= candidate.seq) {
@@ -343,8 +345,10 @@ impl Committer {
             .advance(&accepted.commit, accepted.plain.clone())?;
         let written = self.pins_record.write(&pins_bytes(&self.device, pins));
         written.map_err(|e| Setback::Local(e.to_string()))?;
+        self.shared.crash.reached("pins-durable");
         self.author = self.device;
         self.pending.clear();
+        self.shared.heard();
         self.shared
             .progress
             .update(|m| m.commit_ms = Some(clock::wall_ms()));

@@ -2,6 +2,7 @@
 //!
 //! Invariant: keys come in derived and shared; the engine derives, stores and logs none. Called by the mount's wiring.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,6 +10,7 @@ use std::time::Duration;
 use ed25519_dalek::SigningKey;
 use sealdrive_core::keys::DomainKeys;
 use sealdrive_core::local::LocalKeys;
+use sealdrive_pack::Medium;
 use sealdrive_proto::id::{DeviceId, DriveId};
 use sealdrive_proto::link::AccountChain;
 
@@ -20,6 +22,8 @@ use crate::remote::Remote;
 pub struct EngineConfig {
     /// State directory of this drive on this machine; created with mode 0700.
     pub dir: PathBuf,
+    /// What stands in the place of that directory; none: the directory itself.
+    pub medium: Option<Arc<dyn Medium>>,
     /// The drive.
     pub drive: DriveId,
     /// This device.
@@ -44,6 +48,10 @@ pub struct EngineConfig {
     pub commit_interval: Duration,
     /// How long a machine without state waits for the server at open.
     pub join_patience: Duration,
+    /// Only read: ask for no lease, send nothing, refuse changes.
+    pub read_only: bool,
+    /// What the account's devices are called.
+    pub device_names: BTreeMap<DeviceId, String>,
     /// Take the writer lease from another device that holds it.
     pub take_over: bool,
     /// Sealing threads; 0: one per core.
@@ -65,6 +73,7 @@ impl EngineConfig {
     ) -> Self {
         Self {
             dir: dir.into(),
+            medium: None,
             drive,
             device,
             keys,
@@ -77,6 +86,8 @@ impl EngineConfig {
             outbox_budget: OUTBOX_BUDGET,
             commit_interval: COMMIT_INTERVAL,
             join_patience: Duration::from_secs(30),
+            read_only: false,
+            device_names: BTreeMap::new(),
             take_over: false,
             workers: 0,
             crash: CrashPoints::default(),

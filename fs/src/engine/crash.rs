@@ -7,6 +7,40 @@ use std::sync::Arc;
 
 type Hook = Arc<dyn Fn(&'static str) + Send + Sync>;
 
+/// Every point, in the order in which one write meets them.
+pub const POINTS: &[&str] = &[
+    // fsync
+    "log-taken",
+    "outbox-durable",
+    "journal-written",
+    "journal-durable",
+    // writeback
+    "chunked",
+    "object-sealed",
+    "outbox-written",
+    "sealed",
+    "installed",
+    // upload
+    "upload-read",
+    "upload-sent",
+    "upload-acknowledged",
+    // checkpoint
+    "frozen",
+    "merged",
+    "nodes-durable",
+    "checkpoint-durable",
+    "index-durable",
+    "journal-trimmed",
+    // commit
+    "acknowledged",
+    "commit-durable",
+    "commit-accepted",
+    "pins-durable",
+    "pinned",
+    "pack-retired",
+    "retired",
+];
+
 /// What to do at a named point; nothing, outside tests.
 #[derive(Clone, Default)]
 pub struct CrashPoints(Option<Hook>);
@@ -19,6 +53,7 @@ impl CrashPoints {
 
     /// The world has reached `name`.
     pub(super) fn reached(&self, name: &'static str) {
+        debug_assert!(POINTS.contains(&name), "{name} is in the list");
         if let Some(hook) = &self.0 {
             hook(name);
         }

@@ -31,8 +31,12 @@ pub enum EventKind {
     Fork,
     /// This device has local state but its memory of the head is gone or damaged.
     PinsMissing,
+    /// Another server answers at the address of ours.
+    WrongServer,
     /// Another device writes this drive now.
     Fenced,
+    /// What this device had not committed was set aside, because another has written the drive meanwhile.
+    SetAside,
     /// A write or fsync of local state failed: nothing more is written.
     LocalIo,
     /// The journal ended in a damaged record that is not a torn tail.
@@ -66,7 +70,12 @@ impl Events {
             kind,
             detail: detail.into(),
         };
-        tracing::warn!(kind = ?event.kind, "{}", event.detail);
+        if kind == EventKind::Fenced {
+            // On stderr whatever the log level: programs are being refused from here on.
+            tracing::error!("{}", event.detail);
+        } else {
+            tracing::warn!(kind = ?event.kind, "{}", event.detail);
+        }
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if kept.len() == EVENTS_KEPT {
             kept.pop_front();

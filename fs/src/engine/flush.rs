@@ -182,6 +182,7 @@ fn flush(shared: &Shared, journal: &mut Journal) -> Result<(), FlushError> {
         journal.sync()?;
         shared.crash.reached("journal-durable");
     }
+    shared.drive.log_durable();
     shared.progress.update(|m| {
         m.journaled = m.journaled.max(seq);
         m.journal_bytes = journal.bytes();

@@ -5,7 +5,9 @@
 //! Called by the mount's wiring and the kernel's border; everything below it is reached only through [`Engine`].
 
 mod backoff;
+mod below;
 mod blobs;
+mod branch;
 mod casualties;
 mod chain;
 mod checkpoint;
@@ -15,10 +17,13 @@ mod conflict;
 mod crash;
 mod decoded;
 mod events;
+mod fence;
 mod fetch;
 mod flights;
 mod flush;
+mod hole;
 mod lease;
+mod local;
 mod open;
 mod pace;
 mod prefetch;
@@ -40,17 +45,23 @@ use sealdrive_core::record::Ino;
 use sealdrive_core::reference::Reference;
 use sealdrive_proto::id::Kind;
 
+pub use self::below::Below;
 pub use self::blobs::BlobError;
+pub use self::branch::{
+    Branch, BranchError, Cause, Conflict, Counts, Exported, count as count_conflicts, drop_branch,
+    list as list_conflicts,
+};
 pub use self::casualties::Casualty;
 pub use self::chain::ChainError;
 pub use self::config::EngineConfig;
-pub use self::crash::CrashPoints;
+pub use self::crash::{CrashPoints, POINTS};
 pub use self::events::{Event, EventKind};
+pub use self::fence::{CallIn, Fence};
 pub use self::flush::NotDurable;
-pub use self::status::{Connection, Status};
+pub use self::status::{Connection, FileSafety, Safety, Status};
 use self::threads::Running;
 use crate::clock;
-use crate::drive::{Drive, Settle};
+use crate::drive::{Answer, Drive, Settle};
 use crate::journal::{JournalError, TwinError};
 use crate::limits::{FSYNC_JOURNAL, NODE_WAIT};
 use crate::remote::RemoteError;
@@ -65,6 +76,12 @@ pub enum EngineError {
     /// Another process has this drive open.
     #[error("this drive is mounted already on this machine")]
     Busy,
+    /// Another command works with the branch.
+    #[error("another command works with this conflict")]
+    BranchBusy,
+    /// The writer lease cannot be taken over.
+    #[error("cannot take the drive over: {0}")]
+    TakeOver(#[source] RemoteError),
     /// Local packs or index.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -160,6 +177,7 @@ impl Engine {
             };
             m.wanted = m.wanted.max(target);
         });
+        shared.drive.nudge();
         loop {
             let pause = deadline.min(clock::now() + Duration::from_millis(500));
             let over = |m: &progress::Milestones| {
@@ -182,9 +200,14 @@ impl Engine {
         }
     }
 
-    /// A chunk's plaintext if no network is needed for it. May read the disk.
-    pub fn chunk_local(&self, reference: &Reference) -> Result<Option<Bytes>, BlobError> {
-        self.running.shared.blobs.local(Kind::Data, reference)
+    /// A chunk's plaintext if it is in memory.
+    pub fn chunk_ready(&self, reference: &Reference) -> Option<Bytes> {
+        self.running.shared.blobs.ready(reference)
+    }
+
+    /// Whether a chunk can be had without the network. May read the disk.
+    pub fn chunk_is_here(&self, reference: &Reference) -> bool {
+        self.running.shared.blobs.is_here(Kind::Data, reference)
     }
 
     /// A chunk's plaintext before `deadline`. Readers of the same chunk share one fetch. Blocks.
@@ -211,6 +234,12 @@ impl Engine {
             .map(|()| true)
     }
 
+    /// A path of the inode from the drive's root; none if it has no name. Loads what it takes until `deadline`. Blocks.
+    pub fn path_of(&self, ino: Ino, deadline: Instant) -> Answer<Option<Vec<u8>>> {
+        let shared = &self.running.shared;
+        below::bring(shared, deadline, || shared.drive.path_of(ino))
+    }
+
     /// Something of this file was asked for and is lost.
     pub fn note_casualty(&self, ino: Ino, offset: u64) {
         self.running.shared.casualties.note(ino, offset);
@@ -229,6 +258,48 @@ impl Engine {
     /// How the drive stands.
     pub fn status(&self) -> Status {
         self.running.status()
+    }
+
+    /// Once, when requests are served: the way to the kernel's dirty pages.
+    pub fn set_kernel(&self, call_in: CallIn) {
+        // There is one session in the life of a mount.
+        let _ = self.running.shared.kernel.set(call_in);
+    }
+
+    /// Makes the kernel send all its dirty pages; false if they did not come in time. Not from a loop thread.
+    pub fn call_in(&self) -> bool {
+        self.running.shared.call_in()
+    }
+
+    /// Whether changes are refused with EROFS.
+    pub fn is_read_only(&self) -> bool {
+        self.drive().is_read_only()
+    }
+
+    /// How one file stands. One operation of the drive: after `Missing`, load the node and ask again.
+    pub fn file_safety(&self, ino: Ino) -> Answer<FileSafety> {
+        self.running.shared.file_safety(ino)
+    }
+
+    /// The same, loading what it takes until `deadline`. Blocks.
+    pub fn file_safety_by(&self, ino: Ino, deadline: Instant) -> Answer<FileSafety> {
+        let shared = &self.running.shared;
+        below::bring(shared, deadline, || shared.file_safety(ino))
+    }
+
+    /// How everything below a directory stands, itself included: at most `most` entries, and until `deadline`. Blocks.
+    pub fn safety_below(&self, ino: Ino, most: u64, deadline: Instant) -> Answer<Below> {
+        below::walk(&self.running.shared, ino, most, deadline)
+    }
+
+    /// Has the server say something now, unless it did within `age`; waits at most until `deadline`.
+    pub fn hear(&self, age: Duration, deadline: Instant) {
+        let shared = &self.running.shared;
+        let fresh = |m: &progress::Milestones| m.heard.is_some_and(|at| at.elapsed() <= age);
+        if self.running.has_remote() && !fresh(&shared.progress.now()) {
+            shared.renew_lease();
+            shared.progress.wait(deadline, fresh);
+        }
     }
 
     /// Stops writers, makes everything durable here and, until `deadline`, on the server; then ends all threads.

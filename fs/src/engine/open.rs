@@ -5,7 +5,6 @@
 //! history verify. Missing pins beside other local state stop commits (somebody may have rolled this machine back) but
 //! never reading. Called by `Engine::open`.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,10 +13,12 @@ use sealdrive_core::history::{HistoryError, Pins};
 use sealdrive_core::local::LocalKeys;
 use sealdrive_core::seal::commit_location;
 use sealdrive_core::tree::Root;
+use sealdrive_pack::Medium;
 use sealdrive_proto::id::{DeviceId, DriveId, Kind};
 
 use super::EngineError;
 use super::blobs::Blobs;
+use super::branch::{Cause, Diverged};
 use super::chain::{Chain, ChainError, root_of};
 use super::checkpoint::Checkpoint;
 use super::commit::Pending;
@@ -41,16 +42,16 @@ pub(super) struct Records {
 
 impl Records {
     pub(super) fn open(
-        dir: &Path,
+        dir: &Arc<dyn Medium>,
         drive: DriveId,
         keys: &Arc<LocalKeys>,
     ) -> Result<Self, EngineError> {
-        let open = |purpose| Twin::open(dir, drive, purpose, Arc::clone(keys));
+        let open = |purpose| Twin::open(Arc::clone(dir), drive, purpose, Arc::clone(keys));
         let (checkpoint, found_checkpoint) = open(Purpose::Checkpoint)?;
         let (pins, found_pins, pins_damaged) = match open(Purpose::Pins) {
             Ok((twin, found)) => (twin, found, false),
             Err(TwinError::Damaged(_)) => (
-                Twin::fresh(dir, drive, Purpose::Pins, Arc::clone(keys)),
+                Twin::fresh(Arc::clone(dir), drive, Purpose::Pins, Arc::clone(keys)),
                 None,
                 true,
             ),
@@ -69,6 +70,14 @@ impl Records {
             pins_damaged,
         })
     }
+}
+
+/// What opening comes to.
+pub(super) enum Opening {
+    /// The drive starts here.
+    Start(Box<Start>),
+    /// The server's chain went on without what this machine has: set that aside and open again.
+    Diverged(Diverged),
 }
 
 /// Where a drive starts.
@@ -98,13 +107,14 @@ impl Records {
 }
 
 /// From this machine's memory, if it has one; else from the server; else empty. `unsaved`: the journal holds something.
+/// `reached`: the server answered a moment ago.
 pub(super) fn start(
     records: &mut Records,
     chain: Option<&mut Chain>,
     blobs: &Blobs,
     config: &EngineConfig,
-    unsaved: bool,
-) -> Result<Start, EngineError> {
+    (unsaved, reached): (bool, bool),
+) -> Result<Opening, EngineError> {
     let author = records
         .found_pins
         .as_ref()
@@ -122,7 +132,7 @@ pub(super) fn start(
         if records.found_checkpoint.is_none() {
             records.adopt(&start)?;
         }
-        return Ok(start);
+        return Ok(Opening::Start(Box::new(start)));
     };
     if records.found_checkpoint.is_some() {
         if records.found_pins.is_none() {
@@ -132,22 +142,39 @@ pub(super) fn start(
                 "gone"
             };
             start.distrust = Some(format!("this device's memory of the server is {what}"));
-        } else if !unsaved
-            && start.checkpoint.root == root_of(&start.pins)
-            && let Some((checkpoint, author)) = elsewhere(chain, blobs, config)
-        {
-            start = Start {
-                checkpoint,
-                pins: chain.pins().clone(),
-                author,
-                distrust: None,
-            };
-            records.adopt(&start)?;
+        } else if reached && let Some((head, diverged)) = elsewhere(chain, records) {
+            if unsaved || start.checkpoint.root != root_of(&start.pins) {
+                return Ok(Opening::Diverged(diverged));
+            }
+            // With nothing of our own to keep we go on from there.
+            if let Ok((checkpoint, author)) = join(chain, blobs, config, &head) {
+                start = Start {
+                    checkpoint,
+                    pins: chain.pins().clone(),
+                    author,
+                    distrust: None,
+                };
+                records.adopt(&start)?;
+            }
         }
-        return Ok(start);
+        return Ok(Opening::Start(Box::new(start)));
     }
-    match ask(chain, config.join_patience).map_err(EngineError::NoState)? {
-        Some(head) => {
+    // What this machine has seen last of the server's chain will do for one that cannot be asked.
+    let seen = root_of(&start.pins).zip(start.pins.body().map(|body| body.op_seq));
+    let patience = match seen {
+        Some(_) if !reached => Duration::ZERO,
+        _ => config.join_patience,
+    };
+    match ask(chain, patience) {
+        Err(error) if error.is_temporary() && !unsaved && seen.is_some() => {
+            let (root, seq) = seen.unzip();
+            start.checkpoint = Checkpoint {
+                root,
+                seq: seq.unwrap_or(0),
+            };
+        }
+        Err(error) => return Err(EngineError::NoState(error)),
+        Ok(Some(head)) => {
             let (checkpoint, author) = join(chain, blobs, config, &head)?;
             start = Start {
                 checkpoint,
@@ -156,26 +183,29 @@ pub(super) fn start(
                 distrust: None,
             };
         }
-        None if chain.pins().seq() == 0 => {}
-        None => return Err(ChainError::from(HistoryError::Rollback).into()),
+        Ok(None) if chain.pins().seq() == 0 => {}
+        Ok(None) => return Err(ChainError::from(HistoryError::Rollback).into()),
     }
     records.adopt(&start)?;
-    Ok(start)
+    Ok(Opening::Start(Box::new(start)))
 }
 
-/// What another device has committed since, if the server is reached at once and it verifies: with nothing of our own
-/// to keep we go on from there. Anything wrong with it is met again, and reported, by the first commit.
-fn elsewhere(
-    chain: &mut Chain,
-    blobs: &Blobs,
-    config: &EngineConfig,
-) -> Option<(Checkpoint, DeviceId)> {
+/// What another device has committed since, if the server is reached at once and it verifies. Anything wrong with it is
+/// met again, and reported, by the first commit.
+fn elsewhere(chain: &mut Chain, records: &Records) -> Option<(HeadAnswer, Diverged)> {
     let head = ask(chain, Duration::ZERO).ok()??;
     let verified = chain.check_head(&head).ok()?;
-    if verified.commit().fields().seq == chain.pins().seq() {
-        return None;
-    }
-    join(chain, blobs, config, &head).ok()
+    let commit = verified.commit();
+    let fields = commit.fields();
+    // A commit of ours whose answer was lost is no other device's.
+    let ours = records.found_commit.as_ref();
+    let ours = ours.is_some_and(|ours| ours.commit.bytes() == commit.bytes());
+    let diverged = Diverged {
+        by: fields.device,
+        seq: fields.seq,
+        cause: Cause::TakenOver,
+    };
+    (fields.seq != chain.pins().seq() && !ours).then_some((head, diverged))
 }
 
 fn ask(chain: &Chain, patience: Duration) -> Result<Option<HeadAnswer>, RemoteError> {

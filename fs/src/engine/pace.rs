@@ -14,8 +14,8 @@ use crate::clock;
 use crate::drive::{Drive, Settle};
 use crate::journal::Twin;
 use crate::limits::{
-    CHECKPOINT_RETRY, JOURNAL_CHECKPOINT, OVERLAY_CHECKPOINT, PACE_INTERVAL, PACE_LEAST,
-    WRITEBACK_ROUND,
+    CHECKPOINT_RETRY, JOURNAL_CHECKPOINT, OVERLAY_CHECKPOINT, PACE_IDLE, PACE_INTERVAL,
+    WRITEBACK_ROUND, WRITEBACK_STEP,
 };
 
 /// What the thread owns.
@@ -40,6 +40,8 @@ impl Pace {
     /// Until `closing`; then one last checkpoint.
     pub(super) fn run(mut self) {
         let mut last = clock::now();
+        let mut pause = PACE_INTERVAL;
+        let mut enough = WRITEBACK_ROUND / 2;
         loop {
             let now = self.shared.progress.now();
             if now.failed.is_some() {
@@ -51,16 +53,17 @@ impl Pace {
                 }
                 return;
             }
-            self.shared
-                .drive
-                .wait_for_dirty(WRITEBACK_ROUND / 2, PACE_INTERVAL);
+            let waiting = self.shared.drive.wait_for_dirty(enough, pause);
             self.shared.watch_space();
-            if !self.write_back() {
-                // All that is dirty is with the workers, or cannot go yet: asking again at once would change nothing.
-                self.shared
-                    .progress
-                    .wait(clock::now() + PACE_LEAST, |m| m.closing);
-            }
+            self.shared.note_waiting();
+            (enough, pause) = if self.write_back() {
+                (WRITEBACK_ROUND / 2, PACE_INTERVAL)
+            } else {
+                // What waits cannot go yet. Asking again looks at every dirty file while writers wait, so not before
+                // there is a good deal more, or some time has passed.
+                let more = waiting.saturating_add(WRITEBACK_STEP);
+                (more.max(WRITEBACK_ROUND / 2), PACE_IDLE)
+            };
             if self.is_due(last) {
                 last = clock::now();
                 self.checkpoint();

@@ -6,6 +6,7 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use super::checkpoint::Candidate;
+use super::fence::Fence;
 use crate::clock;
 use crate::store::Position;
 
@@ -26,10 +27,19 @@ pub(super) struct Milestones {
     pub(super) commit_seq: u64,
     /// When the server accepted it, this machine's clock.
     pub(super) commit_ms: Option<u64>,
+    /// Since when a change waits that no commit covers: at least as long ago as the oldest was made. Monotonic, so that
+    /// a clock set by a year alarms nobody.
+    pub(super) waiting: Option<Instant>,
+    /// When the server last answered; the mount's beginning before that.
+    pub(super) heard: Option<Instant>,
+    /// It has.
+    pub(super) answered: bool,
     /// The newest checkpoint that is not committed yet.
     pub(super) candidate: Option<Candidate>,
     /// No commit before the upload has come here.
     pub(super) must_reach: Position,
+    /// Who has taken the drive over, if somebody has.
+    pub(super) fenced: Option<Fence>,
     /// Why no commit is written any more, if so.
     pub(super) stopped: Option<String>,
     /// Why nothing is written on this machine any more, if so.
@@ -60,13 +70,6 @@ impl Progress {
     /// Changes them and rings the bell.
     pub(super) fn update(&self, change: impl FnOnce(&mut Milestones)) {
         change(&mut self.lock());
-        self.changed.notify_all();
-    }
-
-    /// Rings the bell: the upload has come further.
-    pub(super) fn acknowledged(&self) {
-        // Taking the lock orders this with a waiter that has just looked at the outbox.
-        drop(self.lock());
         self.changed.notify_all();
     }
 

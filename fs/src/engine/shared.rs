@@ -3,19 +3,26 @@
 //! Invariant: after `fail_local` nothing more is written on this machine and every change is refused; what was promised
 //! before stays readable. Called by the engine's own files only.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use sealdrive_core::record::{FileKind, Ino};
+use sealdrive_core::tree::Root;
+use sealdrive_proto::id::DeviceId;
 use tokio::sync::watch;
 
 use super::blobs::Blobs;
 use super::casualties::Casualties;
+use super::checkpoint::Candidate;
 use super::crash::CrashPoints;
 use super::events::{EventKind, Events};
+use super::fence::Kernel;
 use super::progress::Progress;
 use super::space::Space;
+use super::status::{FileSafety, Safety};
 use super::upload::Uploading;
 use crate::clock;
-use crate::drive::{Answer, Drive, DriveError};
+use crate::drive::{Answer, Drive, DriveError, Progress as Way};
 use crate::limits::NODE_WAIT;
 use crate::remote::RemoteError;
 use crate::store::Store;
@@ -40,6 +47,10 @@ pub(super) struct Shared {
     pub(super) events: Arc<Events>,
     /// Named points for tests.
     pub(super) crash: CrashPoints,
+    /// What devices are called.
+    pub(super) names: BTreeMap<DeviceId, String>,
+    /// The way to the kernel's dirty pages.
+    pub(super) kernel: Kernel,
     /// Tells the lease keeper to ask again now.
     pub(super) lease_retry: watch::Sender<u64>,
 }
@@ -72,6 +83,60 @@ impl Shared {
         self.drive.overlay_bytes() == 0
             && self.drive.unplaced_bytes() == 0
             && !self.drive.has_unlogged()
+    }
+
+    /// Whether a commit covers everything done.
+    pub(super) fn is_covered(&self) -> bool {
+        let now = self.progress.now();
+        self.is_clean() && now.committed >= now.checkpointed
+    }
+
+    /// Keeps the time since which something waits for a commit.
+    pub(super) fn note_waiting(&self) {
+        let covered = self.is_covered();
+        if covered == self.progress.now().waiting.is_some() {
+            let since = (!covered).then(clock::now);
+            self.progress.update(|m| m.waiting = since);
+        }
+    }
+
+    /// The server has answered. Rings the bell, also for those who wait for the upload to come further: the change
+    /// under the lock orders it with one who has just looked at the outbox.
+    pub(super) fn heard(&self) {
+        self.progress.update(|m| {
+            m.heard = Some(clock::now());
+            m.answered = true;
+        });
+    }
+
+    /// Whether the server has acknowledged everything that the checkpoint `root` names.
+    fn is_sent(&self, root: Option<Root>) -> bool {
+        let outbox = self.store.outbox();
+        let now = self.progress.now();
+        let arrived = |candidate: Candidate| {
+            Some(candidate.root) == root
+                && outbox.acknowledged() >= candidate.reach.max(now.must_reach)
+        };
+        // The nodes of a checkpoint are in the outbox before the drive stands on it.
+        now.candidate.is_some_and(arrived) || outbox.pending().1 == 0
+    }
+
+    /// How one file stands. One operation of the drive: after `Missing`, load the node and ask again.
+    pub(super) fn file_safety(&self, ino: Ino) -> Answer<FileSafety> {
+        let file = self.drive.state_of(ino)?;
+        let safety = match file.progress {
+            Way::Dirty => Safety::Dirty,
+            Way::Journaled | Way::Checkpointing => Safety::Journaled,
+            Way::InTree if self.is_sent(file.root) => Safety::Sent,
+            Way::InTree => Safety::Journaled,
+            Way::InCommit if file.open_for_write => Safety::Sent,
+            Way::InCommit => Safety::Committed,
+        };
+        Ok(FileSafety {
+            safety,
+            open_for_write: file.open_for_write,
+            is_dir: file.kind == FileKind::Directory,
+        })
     }
 
     /// A write or fsync of local state failed: stop, and say so. Never retried: the kernel may have dropped the pages.

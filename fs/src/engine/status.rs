@@ -2,10 +2,11 @@
 //!
 //! Invariant: fields are only ever added; nothing in it names a file or a key. Called by the control socket and tests.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::casualties::Casualty;
 use super::events::Event;
+use super::fence::Fence;
 use super::lease::Lease;
 
 /// Whether the server is reached and may be written.
@@ -34,6 +35,46 @@ impl Connection {
             Lease::Refused => Self::Refused,
         }
     }
+}
+
+/// How far something has come on its way to safety, from the weakest. The words are a stable interface.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Safety {
+    /// Something of it is in memory only.
+    Dirty,
+    /// It survives a crash of this machine.
+    Journaled,
+    /// The server has acknowledged all of it, and no commit names it yet.
+    Sent,
+    /// It is part of a restore point on the server, and nothing newer is or may be on its way.
+    Committed,
+}
+
+impl Safety {
+    /// All of them, from the weakest.
+    pub const ALL: [Self; 4] = [Self::Dirty, Self::Journaled, Self::Sent, Self::Committed];
+
+    /// The word that people and programs read.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Dirty => "dirty",
+            Self::Journaled => "journaled",
+            Self::Sent => "sent",
+            Self::Committed => "committed",
+        }
+    }
+}
+
+/// How one file stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FileSafety {
+    /// How far it has come.
+    pub safety: Safety,
+    /// A handle or mapping that may write to it is open: then it is never called committed.
+    pub open_for_write: bool,
+    /// It is a directory; what is below it is another question.
+    pub is_dir: bool,
 }
 
 /// One look at a mounted drive.
@@ -71,12 +112,22 @@ pub struct Status {
     pub commit_seq: u64,
     /// When the server accepted it, milliseconds since 1970 on this machine's clock.
     pub commit_ms: Option<u64>,
+    /// Age of the oldest change that no commit covers, milliseconds; none if all are covered.
+    pub waiting_ms: Option<u64>,
+    /// Time since the server last answered this mount, milliseconds; since the mount if it never has.
+    pub heard_ms: u64,
+    /// Files with an open handle or mapping that may write to them.
+    pub open_for_write: u64,
     /// Lease epoch, 0 if none is held.
     pub lease_epoch: u64,
     /// Whether the server is reached.
     pub connection: Connection,
     /// The last thing the network or the server said against us.
     pub remote_error: Option<String>,
+    /// Who has taken the drive over, if somebody has while it was mounted here.
+    pub fenced: Option<Fence>,
+    /// Changes are refused.
+    pub read_only: bool,
     /// Why no commit is written any more.
     pub stopped: Option<String>,
     /// Why nothing is written any more.
@@ -94,16 +145,17 @@ impl Status {
         self.is_clean && self.committed >= self.checkpointed
     }
 
-    /// The weakest state of anything in the drive: `dirty`, `journaled`, `sent` or `committed`.
-    pub fn weakest(&self) -> &'static str {
+    /// The weakest state of anything the drive was given. Files that are only open for writing do not count here: a
+    /// database that rests would otherwise keep a drive from ever being committed.
+    pub fn weakest(&self) -> Safety {
         if self.is_committed() {
-            "committed"
+            Safety::Committed
         } else if self.unlogged {
-            "dirty"
+            Safety::Dirty
         } else if !self.is_clean || self.pending_objects > 0 {
-            "journaled"
+            Safety::Journaled
         } else {
-            "sent"
+            Safety::Sent
         }
     }
 }

@@ -2,32 +2,34 @@
 //!
 //! Invariant: at the end every thread has been joined; what ends first is what makes new work. Called by `Engine`.
 
-use std::fs::{DirBuilder, File};
-use std::os::unix::fs::DirBuilderExt;
-use std::path::Path;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use bytes::Bytes;
-use rustix::fs::{FlockOperation, flock};
+use sealdrive_core::commit_body::CommitBody;
 use sealdrive_core::record::Time;
+use sealdrive_pack::{Directory, Medium, MediumFile};
 use sealdrive_proto::id::Sid;
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
 
 use super::EngineError;
-use super::blobs::{BlobError, Blobs};
+use super::blobs::BlobError;
+use super::branch;
 use super::casualties::{self, Casualties};
 use super::chain::{Chain, root_of};
 use super::commit::Committer;
 use super::config::EngineConfig;
 use super::events::{EventKind, Events};
+use super::fence::{Kernel, LISTEN, name_of};
 use super::fetch::Fetcher;
 use super::flush::Flusher;
-use super::lease::{self, Lease};
-use super::open::{self, Records, Start};
+use super::hole::{self, TORN};
+use super::lease::{self, Keeper, Lease};
+use super::local::{Local, Owner};
+use super::open::{self, Opening, Start};
 use super::pace::Pace;
 use super::prefetch::Prefetch;
 use super::progress::Progress;
@@ -39,10 +41,9 @@ use super::warm;
 use super::writeback::Workers;
 use crate::clock;
 use crate::drive::{Drive, DriveError};
-use crate::journal::{Journal, Replay};
-use crate::limits::{CACHE_QUEUE, PACE_INTERVAL};
+use crate::limits::{LEASE_PATIENCE, PACE_INTERVAL};
+use crate::priority;
 use crate::remote::Remote;
-use crate::store::Store;
 
 /// Everything that runs for one mounted drive.
 pub(super) struct Running {
@@ -58,8 +59,8 @@ pub(super) struct Running {
     /// Those that may be waiting for the network: joined when it is gone.
     readers: Mutex<Vec<JoinHandle<()>>>,
     remote: Option<Arc<dyn Remote>>,
-    runtime: Mutex<Option<Runtime>>,
-    _lock: File,
+    runtimes: Mutex<Vec<Runtime>>,
+    _lock: Arc<dyn MediumFile>,
 }
 
 fn io(what: &'static str) -> impl Fn(std::io::Error) -> EngineError {
@@ -73,24 +74,33 @@ fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<JoinHandle<
         .map_err(io("starting a thread"))
 }
 
+/// Threads for network tasks, `nice` by so much.
+fn network(name: &str, threads: usize, nice: i32) -> std::io::Result<Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(threads)
+        .thread_name(name)
+        .on_thread_start(move || priority::step_back(nice))
+        .enable_all()
+        .build()
+}
+
+/// The drive's state directory.
+fn state_dir(config: &EngineConfig) -> Result<Arc<dyn Medium>, EngineError> {
+    if let Some(medium) = &config.medium {
+        return Ok(Arc::clone(medium));
+    }
+    let made = Directory::create(&config.dir).map_err(io("creating the state directory"))?;
+    Ok(Arc::new(made))
+}
+
 /// One process per drive and machine: two would append to the same journal.
-fn lock_dir(dir: &Path) -> Result<File, EngineError> {
-    let broken = io("creating the state directory");
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(dir)
-        .map_err(&broken)?;
-    let file = File::options()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(dir.join("lock"))
-        .map_err(&broken)?;
-    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(file),
-        Err(rustix::io::Errno::WOULDBLOCK) => Err(EngineError::Busy),
-        Err(e) => Err(broken(e.into())),
+fn lock_dir(dir: &dyn Medium) -> Result<Arc<dyn MediumFile>, EngineError> {
+    let broken = io("locking the state directory");
+    let file = dir.open_or_create("lock").map_err(&broken)?;
+    if file.try_lock().map_err(&broken)? {
+        Ok(file)
+    } else {
+        Err(EngineError::Busy)
     }
 }
 
@@ -115,32 +125,23 @@ fn keep_copies(shared: &Shared, queue: &Receiver<(Sid, Bytes)>) {
 impl Running {
     /// Brings the drive back and starts everything.
     pub(super) fn start(config: EngineConfig) -> Result<Self, EngineError> {
-        let lock = lock_dir(&config.dir)?;
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(2)
-            .thread_name("net")
-            .enable_all()
-            .build()
-            .map_err(io("starting the network threads"))?;
+        let dir = state_dir(&config)?;
+        let lock = lock_dir(&*dir)?;
+        branch::finish(&config.dir)?;
+        let starting = io("starting the network threads");
+        let runtime = network("net", 2, 0).map_err(&starting)?;
+        // What is sent waits for what is asked for, and for everything else on this machine.
+        let bulk = network("upload", 1, priority::BACKGROUND).map_err(&starting)?;
         let events = Arc::<Events>::default();
-        let mut records = Records::open(&config.dir, config.drive, &config.local)?;
-        let store = Arc::new(Store::open(&config.dir, config.cache_budget)?);
-        let (copies, copy_queue) = sync_channel(CACHE_QUEUE);
         let remote = config.remote.clone();
         let fetcher = remote
             .as_ref()
             .map(|remote| Fetcher::start(runtime.handle(), Arc::clone(remote)));
-        let (keys, local) = (Arc::clone(&config.keys), Arc::clone(&config.local));
-        let blobs = Arc::new(Blobs::new(
-            Arc::clone(&store),
-            keys,
-            local,
-            fetcher,
-            copies,
-            Arc::clone(&events),
-        ));
+        let (first, reached) = first_word(&config, &runtime)?;
+        let open = || Local::open(&dir, &Owner::of(&config), fetcher.clone(), &events);
+        let mut local = open()?;
         let mut chain = remote.as_ref().map(|remote| {
-            let pins = records.pins();
+            let pins = local.records.pins();
             let handle = runtime.handle().clone();
             Chain::new(
                 config.drive,
@@ -150,18 +151,43 @@ impl Running {
                 pins,
             )
         });
-        let (journal, replay) = Journal::open(
-            &config.dir.join("journal"),
-            config.drive,
-            Arc::clone(&config.local),
-        )?;
-        tell_damage(&events, &records, &store, &replay);
-        let unsaved = !replay.entries.is_empty();
-        let start = open::start(&mut records, chain.as_mut(), &blobs, &config, unsaved)?;
+        let (start, torn) = loop {
+            let torn = hole::in_checkpoint(&local, &config)?;
+            if torn
+                && reached
+                && let (Some(chain), Some(diverged)) =
+                    (&mut chain, hole::last_commit(&local.records))
+            {
+                let aside = branch::set_aside(local, &config, chain, diverged)?;
+                events.push(EventKind::OutboxDamage, aside.to_string());
+                local = open()?;
+                continue;
+            }
+            let unsaved = !local.replay.entries.is_empty();
+            let known = (unsaved, reached);
+            let (records, blobs) = (&mut local.records, &local.blobs);
+            match open::start(records, chain.as_mut(), blobs, &config, known)? {
+                Opening::Start(start) => break (*start, torn),
+                Opening::Diverged(diverged) => {
+                    let Some(chain) = &mut chain else { continue };
+                    let aside = branch::set_aside(local, &config, chain, diverged)?;
+                    events.push(EventKind::SetAside, aside.to_string());
+                    local = open()?;
+                }
+            }
+        };
+        let Local {
+            records,
+            store,
+            blobs,
+            copies: copy_queue,
+            journal,
+            mut replay,
+        } = local;
         let drive = Arc::new(Drive::recover(
             start.checkpoint.root,
             start.checkpoint.seq,
-            replay.into_steps(),
+            replay.take_steps(),
         ));
         let (lease_retry, retry) = watch::channel(0);
         let shared = Arc::new(Shared {
@@ -169,23 +195,30 @@ impl Running {
             store,
             blobs,
             uploading: Uploading::default(),
-            space: Space::new(&config.dir, config.outbox_budget),
+            space: Space::new(dir, config.outbox_budget),
             progress: Progress::default(),
             casualties: Casualties::default(),
             events,
             crash: config.crash.clone(),
+            names: config.device_names.clone(),
+            kernel: Kernel::new(),
             lease_retry,
         });
-        greet(&shared, &start, &config)?;
-        let lost = shared.store.lost().iter().flat_map(|lost| &lost.sids);
-        let lost = lost.filter(|(_, acknowledged)| !acknowledged);
-        casualties::search(&shared, lost.map(|(sid, _)| *sid).collect());
+        greet(&shared, &start, &config, reached && !config.read_only)?;
+        let why_not = why_read_only(&config, first);
+        if let Some(why) = &why_not {
+            shared.read_only(why);
+        }
+        if torn {
+            shared.stop_commits(EventKind::OutboxDamage, TORN);
+        }
+        casualties::search(&shared, hole::lost_ids(&shared.store));
         let (workers, mut threads) =
             Workers::start(&shared, worker_count(&config)).map_err(io("starting a thread"))?;
         let (prefetch, mut readers) = Prefetch::start(&shared).map_err(io("starting a thread"))?;
         let (flusher, flushing) = Flusher::pair();
         let (stop, stopped) = watch::channel(false);
-        let (lease_state, lease) = watch::channel(Lease::Unknown);
+        let (lease_state, lease) = watch::channel(first);
 
         let pace = Pace {
             shared: Arc::clone(&shared),
@@ -196,7 +229,11 @@ impl Running {
             has_remote: remote.is_some(),
             not_before: clock::now(),
         };
-        threads.insert(0, spawn("pace", move || pace.run())?);
+        let pacing = move || {
+            priority::step_back(priority::SEALING);
+            pace.run()
+        };
+        threads.insert(0, spawn("pace", pacing)?);
         let mut tasks = Vec::new();
         if let (Some(remote), Some(chain)) = (&remote, chain) {
             let committer = Committer {
@@ -214,28 +251,29 @@ impl Running {
             threads.insert(1, spawn("commit", move || committer.run())?);
             if let Some(root) = start.checkpoint.root {
                 let shared = Arc::clone(&shared);
-                readers.push(spawn("warm", move || warm::run(&shared, root))?);
+                let warming = move || {
+                    priority::step_back(priority::BACKGROUND);
+                    warm::run(&shared, root)
+                };
+                readers.push(spawn("warm", warming)?);
             }
-            let (for_upload, shared) = (Arc::clone(&shared), Arc::clone(&shared));
-            let uploading = upload::run(
-                for_upload,
-                Arc::clone(remote),
-                lease.clone(),
-                stopped.clone(),
-            );
-            tasks.push(runtime.spawn(uploading));
-            let keeping = lease::keep(
-                Arc::clone(remote),
-                lease_state,
+            let for_lease = Arc::clone(&shared);
+            let shared = Arc::clone(&shared);
+            let uploading = upload::run(shared, Arc::clone(remote), lease.clone(), stopped.clone());
+            tasks.push(bulk.spawn(uploading));
+            let keeper = Keeper {
+                remote: Arc::clone(remote),
+                shared: for_lease,
+                state: lease_state,
                 retry,
-                stopped,
-                shared,
-                config.take_over,
-            );
+                stop: stopped,
+            };
+            let keeping = keeper.run(why_not.is_none());
             tasks.push(runtime.spawn(keeping));
         }
         let for_copies = Arc::clone(&shared);
         threads.push(spawn("copies", move || {
+            priority::step_back(priority::BACKGROUND);
             keep_copies(&for_copies, &copy_queue)
         })?);
         let for_flush = Arc::clone(&shared);
@@ -251,7 +289,7 @@ impl Running {
             threads: Mutex::new(threads),
             readers: Mutex::new(readers),
             remote,
-            runtime: Mutex::new(Some(runtime)),
+            runtimes: Mutex::new(vec![bulk, runtime]),
             _lock: lock,
         })
     }
@@ -279,6 +317,7 @@ impl Running {
             m.closing = true;
             m.quit |= !last_checkpoint;
         });
+        self.shared.drive.nudge();
         let _ = pace.join();
         self.shared.progress.update(|m| m.quit = true);
         self.shared.blobs.close();
@@ -290,17 +329,16 @@ impl Running {
             let _ = thread.join();
         }
         let tasks = std::mem::take(&mut *self.tasks.lock().unwrap_or_else(PoisonError::into_inner));
-        if let Some(runtime) = self
-            .runtime
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take()
-        {
+        let mut runtimes =
+            std::mem::take(&mut *self.runtimes.lock().unwrap_or_else(PoisonError::into_inner));
+        if let Some(runtime) = runtimes.last() {
             runtime.block_on(async {
                 for task in tasks {
                     let _ = tokio::time::timeout(Duration::from_secs(3), task).await;
                 }
             });
+        }
+        for runtime in runtimes.drain(..) {
             runtime.shutdown_timeout(Duration::from_secs(1));
         }
         let readers =
@@ -315,10 +353,14 @@ impl Running {
         let lease = *self.lease.borrow();
         let (pending_bytes, pending_objects) = self.shared.store.outbox().pending();
         let online = self.shared.uploading.is_online();
-        let connection = if self.has_remote() {
-            Connection::of(lease, online)
-        } else {
-            Connection::None
+        let heard = now.heard.map_or(Duration::ZERO, |at| at.elapsed());
+        let listens = self.shared.drive.is_read_only() || now.fenced.is_some();
+        let connection = match (self.has_remote(), listens) {
+            (false, _) => Connection::None,
+            // It only listens, and has no stream.
+            (true, true) if now.answered && heard < LISTEN * 3 => Connection::Elsewhere,
+            (true, true) => Connection::Offline,
+            (true, false) => Connection::of(lease, online),
         };
         Status {
             dirty_bytes: self.shared.drive.dirty_bytes(),
@@ -337,9 +379,15 @@ impl Running {
             committed: now.committed,
             commit_seq: now.commit_seq,
             commit_ms: now.commit_ms,
+            waiting_ms: (!self.shared.is_covered())
+                .then(|| now.waiting.map_or(0, |since| ms(since.elapsed()))),
+            heard_ms: ms(heard),
+            open_for_write: self.shared.drive.open_for_write().len() as u64,
             lease_epoch: lease.held().map_or(0, |(epoch, _)| epoch),
             connection,
             remote_error: now.remote_error,
+            fenced: now.fenced,
+            read_only: self.shared.drive.is_read_only(),
             stopped: now.stopped,
             failed: now.failed,
             casualties: self.shared.casualties.list(),
@@ -348,43 +396,44 @@ impl Running {
     }
 }
 
-/// What was found damaged on the way, healed or not.
-fn tell_damage(events: &Events, records: &Records, store: &Store, replay: &Replay) {
-    if let Some(damage) = &replay.damage {
-        let what = format!(
-            "the journal is damaged, and what was written last on this machine may be lost: {damage}"
-        );
-        events.push(EventKind::JournalDamage, what);
+fn ms(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Asks for the lease before anything else, as long as mounting may take; `-o ro` asks for none. Also whether the
+/// server answered. Who wants to take over cannot do it without the server.
+fn first_word(config: &EngineConfig, runtime: &Runtime) -> Result<(Lease, bool), EngineError> {
+    let Some(remote) = &config.remote else {
+        return Ok((Lease::Unknown, false));
+    };
+    if config.read_only {
+        return Ok((Lease::Unknown, true));
     }
-    for path in &replay.aside {
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        let what = format!(
-            "a damaged part of the journal is kept: {name}; remove it when it is of no more use"
-        );
-        events.push(EventKind::JournalDamage, what);
+    let patience = match config.take_over {
+        true => config.join_patience,
+        false => LEASE_PATIENCE,
+    };
+    let asked = lease::first(remote.as_ref(), config.take_over, patience);
+    match runtime.block_on(asked) {
+        Ok(lease) => Ok((lease, true)),
+        Err(error) if config.take_over => Err(EngineError::TakeOver(error)),
+        // Refusals come again in the background, where they are reported.
+        Err(error) => Ok((Lease::Unknown, !error.is_temporary())),
     }
-    let twins = [&records.checkpoint, &records.pins, &records.commit];
-    for what in twins.into_iter().filter_map(|twin| twin.healed()) {
-        events.push(
-            EventKind::Healed,
-            format!("one copy of {what} was damaged; it was restored from the other"),
-        );
+}
+
+fn why_read_only(config: &EngineConfig, first: Lease) -> Option<String> {
+    if config.read_only {
+        return Some("mounted read-only: nothing is sent".to_owned());
     }
-    for lost in store.lost() {
-        let count = lost.sids.len().max(1);
-        if lost.is_loss() {
-            let what = format!(
-                "{count} objects that were not yet on the server are damaged or gone (outbox pack {:016x})",
-                lost.pack
-            );
-            events.push(EventKind::OutboxDamage, what);
-        } else {
-            events.push(
-                EventKind::Healed,
-                format!("{count} damaged objects of the outbox are on the server already"),
-            );
-        }
-    }
+    let Lease::Elsewhere(holder) = first else {
+        return None;
+    };
+    let name = name_of(&config.device_names, &holder);
+    Some(format!(
+        "machine {name} writes this drive, so it is mounted read-only here; to write here, unmount it there (a machine \
+         that is gone loses it after a minute) and mount again, or mount with --take-over"
+    ))
 }
 
 fn worker_count(config: &EngineConfig) -> usize {
@@ -394,11 +443,32 @@ fn worker_count(config: &EngineConfig) -> usize {
     }
 }
 
+fn wall_ms_of(body: &CommitBody) -> u64 {
+    let secs = u64::try_from(body.time_s).unwrap_or(0);
+    secs.saturating_mul(1000) + u64::from(body.time_ns) / 1_000_000
+}
+
 /// First steps of a drive that is back: what is known of it, and a root directory if it never had one.
-fn greet(shared: &Shared, start: &Start, config: &EngineConfig) -> Result<(), EngineError> {
+fn greet(
+    shared: &Shared,
+    start: &Start,
+    config: &EngineConfig,
+    reached: bool,
+) -> Result<(), EngineError> {
     let committed =
         start.checkpoint.root.is_some() && root_of(&start.pins) == start.checkpoint.root;
+    shared.drive.set_committed(root_of(&start.pins));
+    // Of a commit made before this mount only its author's clock tells the age.
+    let commit_ms = start.pins.body().map(wall_ms_of);
+    let age = commit_ms.map_or(0, |at| clock::wall_ms().saturating_sub(at));
     shared.progress.update(|m| {
+        let now = clock::now();
+        m.heard = Some(now);
+        m.answered = reached;
+        m.commit_ms = commit_ms;
+        // What an earlier mount left waits since its last commit at the latest.
+        let left = !committed || shared.drive.seq() > start.checkpoint.seq + 1;
+        m.waiting = left.then(|| now.checked_sub(Duration::from_millis(age)).unwrap_or(now));
         m.journaled = start.checkpoint.seq;
         m.checkpointed = start.checkpoint.seq;
         m.committed = if committed { start.checkpoint.seq } else { 0 };

@@ -17,9 +17,11 @@ use super::backoff::Backoff;
 use super::casualties;
 use super::conflict;
 use super::events::EventKind;
+use super::hole::{self, TORN};
 use super::lease::Lease;
 use super::shared::Shared;
-use crate::limits::CALL_DEADLINE;
+use crate::clock;
+use crate::limits::{CALL_DEADLINE, NODE_WAIT};
 use crate::remote::{Ack, Remote, RemoteError, UploadStream};
 use crate::store::{Outgoing, Position, StoreError};
 
@@ -144,10 +146,27 @@ async fn heal(shared: &Arc<Shared>, sid: Sid, end: Position) {
                 sid.to_hex()
             );
             shared.events.push(EventKind::OutboxDamage, what);
-            casualties::search(shared, HashSet::from([sid]));
+            let lost = HashSet::from([sid]);
+            keep_commits_whole(shared, lost.clone()).await;
+            casualties::search(shared, lost);
         }
         Ok(Err(e)) => shared.fail_local(&e.to_string()),
         Err(_) => shared.fail_local("healing the outbox broke off"),
+    }
+}
+
+/// Lets no commit name a tree that one of these is a node of: it would be a restore point that cannot be restored.
+async fn keep_commits_whole(shared: &Arc<Shared>, lost: HashSet<Sid>) {
+    let Some(candidate) = shared.progress.now().candidate else {
+        return;
+    };
+    let here = Arc::clone(shared);
+    let look = tokio::task::spawn_blocking(move || {
+        let deadline = clock::now() + NODE_WAIT;
+        hole::find(&here.blobs, &here.store, candidate.root, &lost, deadline)
+    });
+    if let Ok(Ok(Some(_))) = look.await {
+        shared.stop_commits(EventKind::OutboxDamage, TORN);
     }
 }
 
@@ -186,6 +205,7 @@ async fn transfer(
         if ready.is_empty() && in_flight < UPLOAD_WINDOW {
             ready = read_ahead(shared, cursor).await?.into();
             cursor = ready.back().map_or(cursor, |last| last.end);
+            shared.crash.reached("upload-read");
         }
         let may_send = !ready.is_empty() && in_flight < UPLOAD_WINDOW;
         tokio::select! {
@@ -197,6 +217,7 @@ async fn transfer(
                     in_flight += next.object.len();
                     flying.push_back(Flying { sequence, sid: next.sid, end: next.end, len: next.object.len() });
                     permit.send((sequence, next.object));
+                    shared.crash.reached("upload-sent");
                 }
             }
             ack = acks.recv() => {
@@ -251,6 +272,7 @@ async fn land(
     }
     if let Some(end) = reached {
         shared.store.outbox().acknowledge(end);
+        shared.crash.reached("upload-acknowledged");
         shared
             .uploading
             .sent_bytes
@@ -258,7 +280,7 @@ async fn land(
         if shared.progress.now().over_quota {
             shared.progress.update(|m| m.over_quota = false);
         }
-        shared.progress.acknowledged();
+        shared.heard();
     }
     Ok(bytes)
 }

@@ -1,4 +1,5 @@
-//! Brings all tree nodes to this machine in the background, so that `ls` and `stat` work offline.
+//! Brings all tree nodes to this machine in the background, so that `ls` and `stat` work offline; on the way notes the
+//! digests of small files, so that a file copied again is known again.
 //!
 //! Invariant: one batch under way, and nothing of it in memory for longer than it takes to find the children; a server
 //! that is away is asked again later. One thread, ends when the whole tree has been walked.
@@ -7,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sealdrive_core::node::Node;
+use sealdrive_core::record::{Ino, Inode, KeyRef};
 use sealdrive_core::reference::Reference;
 use sealdrive_core::tree::Root;
 use sealdrive_proto::id::Kind;
@@ -14,6 +16,7 @@ use sealdrive_proto::id::Kind;
 use super::blobs::BlobError;
 use super::shared::Shared;
 use crate::clock;
+use crate::drive::Digest;
 use crate::limits::{FETCH_BATCH, FETCH_DEADLINE};
 
 /// Pause after the server could not be reached.
@@ -55,7 +58,9 @@ fn walk(
         batch.iter().partition(|r| blobs.is_here(Kind::Tree, r));
     let mut children = Vec::new();
     for reference in here {
-        children.extend(blobs.node(reference, deadline)?.children());
+        let node = blobs.node(reference, deadline)?;
+        shared.drive.know_digests(digests(&node));
+        children.extend(node.children());
     }
     if let (false, Some(fetcher)) = (away.is_empty(), blobs.fetcher()) {
         let sids: Vec<_> = away
@@ -75,10 +80,26 @@ fn walk(
                 // A later epoch or variant, or damage: the long way tells which.
                 None => blobs.get(Kind::Tree, reference, deadline)?,
             };
-            children.extend(Node::decode(plain).map_err(|_| BlobError::Lost)?.children());
+            let node = Node::decode(plain).map_err(|_| BlobError::Lost)?;
+            shared.drive.know_digests(digests(&node));
+            children.extend(node.children());
         }
     }
     let count = away.len() as u64;
     wanted.extend(children);
     Ok(count)
+}
+
+/// Digests of the small files whose inode records stand in a leaf.
+fn digests(node: &Node) -> Vec<(Digest, Ino)> {
+    let entries = if node.level() == 0 { node.len() } else { 0 };
+    (0..entries)
+        .filter_map(|index| match KeyRef::parse(node.key(index)) {
+            Ok(KeyRef::Inode(ino)) => {
+                let inode = Inode::decode(node.value(index)).ok()?;
+                Some((inode.digest?, ino))
+            }
+            _ => None,
+        })
+        .collect()
 }

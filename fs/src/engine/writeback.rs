@@ -18,8 +18,10 @@ use sealdrive_proto::id::Kind;
 use sealdrive_proto::limits::MAX_CHUNK;
 
 use super::shared::Shared;
-use crate::drive::{Digest, Job, JobDone, Placed};
-use crate::limits::SEAL_IN_FLIGHT;
+use crate::clock;
+use crate::drive::{Digest, DriveError, Job, JobDone, JobPiece, Placed};
+use crate::limits::{NODE_WAIT, SEAL_IN_FLIGHT};
+use crate::priority;
 
 /// One chunk to seal.
 struct Task {
@@ -83,7 +85,10 @@ impl Workers {
             );
             std::thread::Builder::new()
                 .name(format!("seal-{n}"))
-                .spawn(move || work(&shared, &queue, &outstanding))
+                .spawn(move || {
+                    priority::step_back(priority::SEALING);
+                    work(&shared, &queue, &outstanding)
+                })
         });
         let threads = threads.collect::<Result<_, _>>()?;
         let tasks = Arc::new(Mutex::new(Some(tasks)));
@@ -124,6 +129,7 @@ impl Workers {
         if !job.open_ended {
             stream.finish(&mut borders);
         }
+        self.shared.crash.reached("chunked");
         let chunks = borders.len() - 1;
         let flying = Arc::new(Flying {
             job,
@@ -178,13 +184,30 @@ impl Workers {
                 return true;
             }
             let digest = self.shared.blobs.keys().small_digest(&piece.data);
-            if self.shared.drive.dedup(piece, &digest) {
+            if self.is_shared(piece, &digest) {
                 return false;
             }
             digests.push((piece.ino, piece.version, digest));
             true
         });
         digests
+    }
+
+    /// Whether the piece needs no chunk. The other file's records are looked for on this machine only: what is saved is
+    /// not worth a wait for the network.
+    fn is_shared(&self, piece: &JobPiece, digest: &Digest) -> bool {
+        let Shared { drive, blobs, .. } = &*self.shared;
+        loop {
+            match drive.dedup(piece, digest) {
+                Err(DriveError::Missing(node)) if blobs.is_here(Kind::Tree, &node) => {
+                    match blobs.node(&node, clock::now() + NODE_WAIT) {
+                        Ok(found) => drive.add_node(&node, found),
+                        Err(_) => return false,
+                    }
+                }
+                answer => return answer.unwrap_or(false),
+            }
+        }
     }
 }
 
@@ -223,6 +246,7 @@ fn work(shared: &Shared, queue: &Mutex<Receiver<Task>>, outstanding: &Outstandin
                 job.references
                     .lock()
                     .unwrap_or_else(PoisonError::into_inner)[index] = Some(reference);
+                shared.crash.reached("outbox-written");
                 shared.uploading.appended.notify_one();
             }
             Err(e) => shared.fail_local(&e.to_string()),
@@ -321,6 +345,7 @@ impl Flying {
                 tracing::warn!("a writeback job could not be ended");
             }
         }
+        shared.crash.reached("installed");
     }
 
     fn place(&self, references: &[Option<Reference>]) -> Vec<Placed> {

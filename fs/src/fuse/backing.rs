@@ -32,9 +32,23 @@ pub enum BackingError {
     /// The drive takes no writes (another writer holds the lease, or it is shutting down).
     #[error("read only")]
     ReadOnly,
+    /// Nothing more reaches the server until a person looks.
+    #[error("nothing is sent to the server any more")]
+    Stopped,
     /// The local disk said no; its words.
     #[error("local disk: {0}")]
     Disk(String),
+}
+
+/// Where a chunk's plaintext is, seen from the thread that would answer with it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ChunkNow {
+    /// In memory: this is it.
+    Ready(Bytes),
+    /// On this machine, sealed: some hundred microseconds, perhaps a disk.
+    Near,
+    /// On the server only.
+    Far,
 }
 
 /// Room as statfs(2) tells it, bytes.
@@ -57,8 +71,8 @@ pub trait Backing: Send + Sync + 'static {
     /// Gives the drive a tree node it found missing, from the server if need be.
     fn node(&self, reference: &Reference, deadline: Instant) -> Result<(), BackingError>;
 
-    /// The plaintext of a chunk, if it is on this machine.
-    fn chunk_local(&self, reference: &Reference) -> Result<Option<Bytes>, BackingError>;
+    /// Where a chunk is now. Opens nothing.
+    fn chunk_now(&self, reference: &Reference) -> ChunkNow;
 
     /// The plaintext of a chunk, from the server if need be.
     fn chunk(&self, reference: &Reference, deadline: Instant) -> Result<Bytes, BackingError>;
@@ -69,7 +83,24 @@ pub trait Backing: Send + Sync + 'static {
     /// Returns when all that the drive was told before this call survives a crash of this machine.
     fn sync_local(&self, deadline: Instant) -> Result<(), BackingError>;
 
-    /// How far a file has come: `dirty`, `journaled`, `sent` or `committed`.
+    /// Whether fsync waits for the server too.
+    fn fsync_waits_for_server(&self) -> bool {
+        false
+    }
+
+    /// Returns when all that the drive was told before this call is in a commit on the server.
+    fn sync_server(&self, deadline: Instant) -> Result<(), BackingError> {
+        self.sync_local(deadline)
+    }
+
+    /// Once, when requests are served: `call_in` makes the kernel send all its dirty pages, and says whether it did. It
+    /// waits for the loop threads.
+    fn serving(&self, call_in: Box<dyn Fn() -> bool + Send + Sync>) {
+        drop(call_in);
+    }
+
+    /// How far a file has come: `dirty`, `journaled`, `sent` or `committed`, the last never while a handle that may
+    /// write is open.
     fn state(&self, ino: Ino) -> Answer<&'static str>;
 
     /// Room for statfs(2).
@@ -85,10 +116,10 @@ pub trait Backing: Send + Sync + 'static {
     fn readable(&self, _ino: Ino, _offset: u64, _len: u64) {}
 
     /// Sends everything to the server and stops. Returns the bytes the server still lacks at the deadline; `progress`
-    /// is told them in between. An error means that the local disk failed as well.
+    /// is told them in between and answers whether to go on. An error means that the local disk failed as well.
     fn shutdown(
         &self,
         deadline: Instant,
-        progress: &mut dyn FnMut(u64),
+        progress: &mut dyn FnMut(u64) -> bool,
     ) -> Result<u64, BackingError>;
 }

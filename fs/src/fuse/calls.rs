@@ -29,6 +29,8 @@ pub(super) const FETCH_LIMIT: Duration = Duration::from_secs(30);
 /// How long a request may wait for the local disk (fsync), or for room (writes). Longer than a fetch, because failing
 /// here means that a program's data was refused.
 pub(super) const DISK_LIMIT: Duration = Duration::from_secs(120);
+/// How long an fsync of a mount with `fsync=server` waits for the server: as long as a read does.
+pub(super) const SERVER_LIMIT: Duration = FETCH_LIMIT;
 /// Tree nodes one request may load from the local disk on its loop thread; a longer walk goes on in a pool.
 const LOCAL_LOADS: usize = 32;
 /// Requests waiting for a pool. The kernel has at most 64 in the background; the rest are threads of programs.
@@ -54,6 +56,8 @@ pub(super) struct Calls<B> {
     network: Pool,
     /// Waiting for the local disk.
     disk: Pool,
+    /// Waiting for a commit.
+    server: Pool,
     /// Waiting for room for records.
     records: Pool,
     /// Waiting for room for data.
@@ -74,11 +78,12 @@ pub(super) enum Stop {
 
 impl<B: Backing> Calls<B> {
     pub(super) fn new(backing: Arc<B>) -> Arc<Self> {
-        // 32 threads in all.
+        // 48 threads in all; those that wait for a commit share it.
         Arc::new(Self {
             backing,
             network: Pool::new("fuse-network", 16, QUEUE),
             disk: Pool::new("fuse-disk", 8, QUEUE),
+            server: Pool::new("fuse-server", 16, QUEUE),
             records: Pool::new("fuse-records", 4, QUEUE),
             data: Pool::new("fuse-data", 4, WRITE_QUEUE),
             runs: Mutex::default(),
@@ -236,6 +241,15 @@ impl<B: Backing> Calls<B> {
         work: impl FnOnce(&Self) + Send + 'static,
     ) {
         self.submit(name, &self.disk, work);
+    }
+
+    /// Moves a request to where requests wait for a commit.
+    pub(super) fn on_server(
+        self: &Arc<Self>,
+        name: &'static str,
+        work: impl FnOnce(&Self) + Send + 'static,
+    ) {
+        self.submit(name, &self.server, work);
     }
 
     fn submit(

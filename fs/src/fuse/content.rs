@@ -1,7 +1,7 @@
 //! Requests about the content of files: read, write, fsync, and finding data and holes.
 //!
 //! Invariant: bytes are copied once on their way in; a read is answered by its loop thread when everything it needs
-//! is on this machine. Called by the door.
+//! is in memory, and waits for the disk and for the network in different pools. Called by the door.
 
 use std::sync::Arc;
 
@@ -9,22 +9,25 @@ use bytes::Bytes;
 use fuser::{Errno, INodeNo, ReplyData, ReplyEmpty, ReplyLseek, ReplyWrite, ReplyXattr};
 use sealdrive_core::record::Ino;
 
-use super::backing::{Backing, BackingError};
-use super::calls::{Calls, DISK_LIMIT, FETCH_LIMIT, Stop, Waits, now};
+use super::backing::{Backing, BackingError, ChunkNow};
+use super::calls::{Calls, DISK_LIMIT, FETCH_LIMIT, SERVER_LIMIT, Stop, Waits, now};
 use super::read::{assemble, references};
 use super::reply::Refuse;
 use crate::clock;
 use crate::drive::{Drive, Plan, Seek};
 
 /// Why a read cannot be answered on its loop thread.
-enum NotHere {
-    Failed(BackingError),
+enum NotReady {
+    /// The plan does not fit a chunk.
+    Damaged(BackingError),
+    /// The first chunk that is not in memory is on this machine, or not.
+    Near,
     Far,
 }
 
-impl From<BackingError> for NotHere {
+impl From<BackingError> for NotReady {
     fn from(error: BackingError) -> Self {
-        Self::Failed(error)
+        Self::Damaged(error)
     }
 }
 
@@ -52,26 +55,35 @@ impl<B: Backing> Calls<B> {
                 }
             };
             self.read_ahead(ino, handle, offset, &plan);
-            let near = assemble(&plan, |reference| {
-                match self.backing.chunk_local(reference) {
-                    Ok(Some(bytes)) => Ok(bytes),
-                    Ok(None) => Err(NotHere::Far),
-                    Err(error) => Err(NotHere::Failed(error)),
-                }
+            let ready = assemble(&plan, |reference| match self.backing.chunk_now(reference) {
+                ChunkNow::Ready(bytes) => Ok(bytes),
+                ChunkNow::Near => Err(NotReady::Near),
+                ChunkNow::Far => Err(NotReady::Far),
             });
-            match near {
+            match ready {
                 Ok(bytes) => {
                     self.backing.readable(ino, offset, bytes.len() as u64);
                     reply.data(&bytes);
                 }
-                Err(NotHere::Failed(error)) => {
+                Err(NotReady::Damaged(error)) => {
                     reply.refuse(self.unreadable(ino, offset, &error));
                 }
-                Err(NotHere::Far) => self.on_network("read", move |calls| {
+                // Opening a chunk takes as long as a hundred small requests: they do not wait behind it.
+                Err(NotReady::Near) if self.all_near(&plan) => self.on_disk("read", move |calls| {
+                    calls.read_far(ino, offset, &plan, reply)
+                }),
+                Err(NotReady::Near | NotReady::Far) => self.on_network("read", move |calls| {
                     calls.read_far(ino, offset, &plan, reply)
                 }),
             }
         });
+    }
+
+    /// Whether no chunk of the plan needs the network.
+    fn all_near(&self, plan: &Plan) -> bool {
+        references(plan)
+            .iter()
+            .all(|reference| self.backing.chunk_now(reference) != ChunkNow::Far)
     }
 
     fn read_far(&self, ino: Ino, offset: u64, plan: &Plan, reply: ReplyData) {
@@ -169,13 +181,27 @@ impl<B: Backing> Calls<B> {
         });
     }
 
-    /// fsync of anything: the journal is one for the drive, and what came before goes with it.
+    /// fsync of anything: the journal is one for the drive, and what came before goes with it. Where the mount's policy
+    /// is `fsync=server` it waits for the commit too, in a pool of its own: it may take as long as a dead network.
     pub(super) fn sync(self: &Arc<Self>, name: &'static str, reply: ReplyEmpty) {
-        self.on_disk(name, move |calls| {
-            match calls.backing.sync_local(clock::now() + DISK_LIMIT) {
+        let answer =
+            move |calls: &Self, done: Result<(), BackingError>, reply: ReplyEmpty| match done {
                 Ok(()) => reply.ok(),
                 Err(error) => reply.refuse(calls.failed(name, &error)),
-            }
+            };
+        if self.backing.fsync_waits_for_server() {
+            // From the arrival: a queue of waiting ones must not add up.
+            let deadline = clock::now() + SERVER_LIMIT;
+            return self.on_server(name, move |calls| {
+                answer(calls, calls.backing.sync_server(deadline), reply);
+            });
+        }
+        self.on_disk(name, move |calls| {
+            answer(
+                calls,
+                calls.backing.sync_local(clock::now() + DISK_LIMIT),
+                reply,
+            );
         });
     }
 
@@ -197,36 +223,52 @@ impl<B: Backing> Calls<B> {
 
     /// The state of a file, as the value of a synthetic attribute.
     pub(super) fn state(self: &Arc<Self>, ino: Ino, size: u32, reply: ReplyXattr) {
-        let open = self.held_by_kernel(ino);
         self.on_disk("getxattr", move |calls| {
-            if open {
-                calls.call_in(ino);
+            if calls.held_by_kernel(ino) && !calls.call_in(ino) {
+                return value(reply, b"dirty", size);
             }
             match calls.bring("getxattr", |_| calls.backing.state(ino)) {
-                // A handle that may write is open: its next page may be on the way.
-                Ok("committed") if open => value(reply, b"sent", size),
+                // Its next page may be on the way.
+                Ok("committed") if calls.held_by_kernel(ino) => value(reply, b"sent", size),
                 Ok(state) => value(reply, state.as_bytes(), size),
                 Err(errno) => reply.refuse(errno),
             }
         });
     }
 
-    /// Whether the kernel may hold newer bytes of this file than we do.
+    /// Whether the kernel may hold newer bytes of this file than we do: it sends them all when the last handle or
+    /// mapping that may write is closed, before it says so.
     fn held_by_kernel(&self, ino: Ino) -> bool {
-        self.backing
-            .drive()
-            .state_of(ino)
-            .is_ok_and(|state| state.open_for_write)
+        self.backing.drive().is_open_for_write(ino)
     }
 
     /// Makes the kernel send its dirty pages of one inode: it launders what it is told to forget. Pool threads only,
-    /// because the pages arrive as WRITE requests on the loops. Size and times of the file stay the kernel's.
-    fn call_in(&self, ino: Ino) {
-        if let Some(kernel) = self.kernel.get()
-            && let Err(error) = kernel.inval_inode(INodeNo(ino), 0, 0)
-        {
-            tracing::debug!(%error, "the kernel kept its pages");
+    /// because the pages arrive as WRITE requests on the loops. Size and times of the file stay the kernel's. False if
+    /// it kept some.
+    fn call_in(&self, ino: Ino) -> bool {
+        let Some(kernel) = self.kernel.get() else {
+            return true;
+        };
+        match kernel.inval_inode(INodeNo(ino), 0, 0) {
+            Ok(()) => true,
+            // It has forgotten the inode, and so has no pages of it.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => true,
+            Err(error) => {
+                tracing::debug!(%error, "the kernel kept its pages");
+                false
+            }
         }
+    }
+
+    /// The same for every file that the kernel may hold newer bytes of. syncfs(2) does not do: on FUSE it returns when
+    /// the pages are on their way, not when they are here. Never from a loop thread.
+    pub(super) fn call_in_all(&self) -> bool {
+        let mut all = true;
+        for ino in self.backing.drive().open_for_write() {
+            // Each, also when one before it kept some.
+            all &= self.call_in(ino);
+        }
+        all
     }
 }
 

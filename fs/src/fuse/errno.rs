@@ -18,7 +18,7 @@ pub(super) fn of_backing(error: &BackingError) -> Errno {
         // The bytes exist, only not here and not now: distinguishable from damage, and worth another try.
         BackingError::TimedOut => Errno::ETIMEDOUT,
         BackingError::Unreachable => Errno::EHOSTUNREACH,
-        BackingError::Damaged | BackingError::Disk(_) => Errno::EIO,
+        BackingError::Damaged | BackingError::Disk(_) | BackingError::Stopped => Errno::EIO,
         BackingError::NoSpace => Errno::ENOSPC,
         BackingError::Quota => Errno::EDQUOT,
         BackingError::ReadOnly => Errno::EROFS,

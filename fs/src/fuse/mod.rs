@@ -18,6 +18,6 @@ mod reply;
 mod session;
 mod xattr;
 
-pub use backing::{Backing, BackingError, Space};
+pub use backing::{Backing, BackingError, ChunkNow, Space};
 pub use notify::{Notice, Notices};
 pub use session::Session;

@@ -1,7 +1,7 @@
 //! Requests about extended attributes, ours among them: `user.sealdrive.state` says how far a file has come.
 //!
 //! Invariant: names under `user.sealdrive.` are never stored, so a copy made with attributes does not carry the state
-//! of the original. Called by the door.
+//! of the original; they are not listed, and cannot be set or removed. Called by the door.
 
 use std::sync::Arc;
 
@@ -85,6 +85,9 @@ impl<B: Backing> Calls<B> {
     }
 
     pub(super) fn removexattr(self: &Arc<Self>, ino: Ino, name: &[u8], reply: ReplyEmpty) {
+        if name.starts_with(OURS) {
+            return reply.refuse(Errno::EPERM);
+        }
         let (name, now) = (name.to_vec(), now());
         self.call(
             "removexattr",

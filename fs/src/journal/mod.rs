@@ -8,21 +8,25 @@
 mod span;
 mod twin;
 
-use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::io::{self, IoSlice};
 use std::sync::Arc;
 
 use sealdrive_core::journal::{
     self as grammar, Entry, SegmentHeader, SegmentReader, SegmentWriter,
 };
 use sealdrive_core::local::LocalKeys;
+use sealdrive_pack::{Medium, MediumFile};
 use sealdrive_proto::id::DriveId;
 
 use self::span::Span;
 pub use self::twin::{Purpose, Twin, TwinError};
 use crate::clock;
 use crate::limits::{SEAL_AT_ONCE, SEGMENT_SIZE};
+
+/// How the name of a segment ends.
+const SEGMENT: &str = ".sdj";
+/// How the name of one ends that is kept for a person to look at.
+const DAMAGED: &str = ".damaged";
 
 /// Why the journal cannot be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -40,14 +44,13 @@ pub enum JournalError {
 
 struct Segment {
     number: u64,
-    path: PathBuf,
     /// Newest operation in it.
     newest: u64,
     bytes: u64,
 }
 
 struct Open {
-    file: File,
+    file: Arc<dyn MediumFile>,
     writer: SegmentWriter,
 }
 
@@ -60,16 +63,16 @@ pub struct Replay {
     /// Why what follows the entries is not read, if it had been synced: set aside, and an event.
     pub damage: Option<grammar::JournalError>,
     /// Files set aside, now or at an earlier mount, for a person to look at.
-    pub aside: Vec<PathBuf>,
+    pub aside: Vec<String>,
 }
 
 impl Replay {
     /// The entries of whole steps. A step never reaches into the next segment, so one without its barrier at the end of
     /// a segment was cut there: it was never promised, and taken together with a later step it would tear it.
-    pub fn into_steps(self) -> Vec<Entry> {
-        let mut entries = self.entries.into_iter();
+    pub fn take_steps(&mut self) -> Vec<Entry> {
+        let mut entries = std::mem::take(&mut self.entries).into_iter();
         let (mut out, mut from) = (Vec::new(), 0);
-        for end in self.ends {
+        for end in std::mem::take(&mut self.ends) {
             let segment: Vec<Entry> = entries.by_ref().take(end - from).collect();
             let is_barrier =
                 |entry: &Entry| matches!(entry, Entry::Op { edits, .. } if edits.is_empty());
@@ -83,7 +86,7 @@ impl Replay {
 
 /// The journal of one drive.
 pub struct Journal {
-    dir: PathBuf,
+    dir: Arc<dyn Medium>,
     drive: DriveId,
     keys: Arc<LocalKeys>,
     /// In order; the last may be open.
@@ -97,14 +100,14 @@ pub struct Journal {
 impl Journal {
     /// Reads every segment in `dir`.
     pub fn open(
-        dir: &Path,
+        dir: Arc<dyn Medium>,
         drive: DriveId,
         keys: Arc<LocalKeys>,
     ) -> Result<(Self, Replay), JournalError> {
         let broken = |e| JournalError::Io("opening the journal", e);
-        std::fs::create_dir_all(dir).map_err(broken)?;
+        let mut found = files_in(&*dir, SEGMENT).map_err(broken)?;
         let mut journal = Self {
-            dir: dir.to_owned(),
+            dir,
             drive,
             keys,
             segments: Vec::new(),
@@ -119,39 +122,41 @@ impl Journal {
             damage: None,
             aside: Vec::new(),
         };
-        let mut found = files_in(dir, ".sdj").map_err(broken)?;
-        let span = Span::read(dir);
+        let span = Span::read(&*journal.dir);
         if let Some(span) = span {
             // Trimmed: only the deletion did not survive the crash.
-            for (_, path) in found.extract_if(.., |(number, _)| *number < span.first) {
-                std::fs::remove_file(path).map_err(broken)?;
+            for number in found.extract_if(.., |number| *number < span.first) {
+                journal.dir.remove(&file_name(number)).map_err(broken)?;
             }
             journal.next = span.first;
         }
         let count = found.len();
-        for (at, (number, path)) in found.into_iter().enumerate() {
+        for (at, number) in found.into_iter().enumerate() {
             if replay.damage.is_some() {
-                set_aside(&path).map_err(broken)?;
+                journal.set_aside(number).map_err(broken)?;
                 continue;
             }
             journal.next = number + 1;
-            let bytes = std::fs::read(&path).map_err(broken)?;
+            if at + 1 == count {
+                journal.settle(number).map_err(broken)?;
+            }
+            let bytes = journal.dir.read(&file_name(number)).map_err(broken)?;
             let gone = journal.segments.is_empty() && span.is_some_and(|span| number > span.first);
             let read = if gone {
                 Err((grammar::JournalError::Broken, None))
             } else {
-                journal.read(number, &path, &bytes, &mut replay.entries)
+                journal.read(number, &bytes, &mut replay.entries)
             };
             replay.ends.push(replay.entries.len());
             match read {
                 Ok(()) => {}
                 // It was being created when the machine stopped: nothing was promised.
                 Err((grammar::JournalError::Unborn, _)) if at + 1 == count => {
-                    std::fs::remove_file(&path).map_err(broken)?
+                    journal.dir.remove(&file_name(number)).map_err(broken)?
                 }
                 Err((damage, good)) => {
                     replay.damage = Some(damage);
-                    journal.cut(number, &path, good).map_err(broken)?;
+                    journal.cut(number, &bytes, good).map_err(broken)?;
                 }
             }
         }
@@ -164,27 +169,23 @@ impl Journal {
         if replay.damage.is_some() {
             journal.note_span().map_err(broken)?;
         }
-        replay.aside = files_in(dir, ".damaged")
-            .map_err(broken)?
-            .into_iter()
-            .map(|(_, path)| path)
-            .collect();
+        let aside = files_in(&*journal.dir, DAMAGED).map_err(broken)?;
+        replay.aside = aside.into_iter().map(aside_name).collect();
         Ok((journal, replay))
     }
 
     /// Keeps the damaged file for a person to look at. What is good of it stays in force: it is on this disk nowhere
     /// else, and the machine may stop again before a checkpoint holds it.
-    fn cut(&mut self, number: u64, path: &Path, good: Option<Segment>) -> io::Result<()> {
+    fn cut(&mut self, number: u64, bytes: &[u8], good: Option<Segment>) -> io::Result<()> {
         let Some(good) = good else {
             // Nothing of it counts. The next segment follows the one before.
             self.next = self.segments.last().map_or(number, |last| last.number + 1);
-            return set_aside(path);
+            return self.set_aside(number);
         };
-        std::fs::copy(path, path.with_extension("damaged"))?;
-        let file = OpenOptions::new().write(true).open(path)?;
-        file.set_len(good.bytes)?;
-        file.sync_all()?;
-        File::open(&self.dir)?.sync_all()?;
+        self.dir.replace(&aside_name(number), bytes)?;
+        let file = self.dir.open(&file_name(number))?;
+        file.truncate(good.bytes)?;
+        file.sync()?;
         self.segments.push(good);
         Ok(())
     }
@@ -193,7 +194,6 @@ impl Journal {
     fn read(
         &mut self,
         number: u64,
-        path: &Path,
         bytes: &[u8],
         entries: &mut Vec<Entry>,
     ) -> Result<(), (grammar::JournalError, Option<Segment>)> {
@@ -217,7 +217,6 @@ impl Journal {
         self.tag = reader.tag();
         let mut segment = Segment {
             number,
-            path: path.to_owned(),
             newest,
             bytes: bytes.len() as u64,
         };
@@ -262,9 +261,10 @@ impl Journal {
             rest = later;
             for piece in open.writer.append(&*self.keys, now).chunks(2) {
                 // Head and record of one piece: one write for both.
-                let piece = piece.concat();
-                open.file.write_all(&piece)?;
-                segment.bytes += piece.len() as u64;
+                let mut parts: Vec<IoSlice<'_>> =
+                    piece.iter().map(|part| IoSlice::new(part)).collect();
+                open.file.append(segment.bytes, &mut parts)?;
+                segment.bytes += piece.iter().map(|part| part.len() as u64).sum::<u64>();
             }
         }
         segment.newest = entries
@@ -284,7 +284,7 @@ impl Journal {
         let Some(open) = &mut self.open else {
             return Ok(());
         };
-        if let Err(e) = open.file.sync_data() {
+        if let Err(e) = open.file.sync() {
             // Never retried: the kernel may have dropped the pages and would report success next time.
             self.failed = true;
             return Err(JournalError::Io("syncing the journal", e));
@@ -315,7 +315,9 @@ impl Journal {
         // First the note that they may be gone, then they go.
         self.note_span().map_err(broken)?;
         for segment in trimmed {
-            std::fs::remove_file(&segment.path).map_err(broken)?;
+            self.dir
+                .remove(&file_name(segment.number))
+                .map_err(broken)?;
         }
         Ok(())
     }
@@ -323,6 +325,20 @@ impl Journal {
     /// Bytes of all segments.
     pub fn bytes(&self) -> u64 {
         self.segments.iter().map(|segment| segment.bytes).sum()
+    }
+
+    /// Makes durable what a process that was killed may have left in memory only: the next segment names the last
+    /// record
+    /// of this one, and must not outlive it. Pages whose write failed look clean, so they are read from the disk.
+    fn settle(&self, number: u64) -> io::Result<()> {
+        let file = self.dir.open(&file_name(number))?;
+        file.sync()?;
+        file.drop_cache()
+    }
+
+    /// Kept for a person to look at, and never read again.
+    fn set_aside(&self, number: u64) -> io::Result<()> {
+        self.dir.rename(&file_name(number), &aside_name(number))
     }
 
     fn close(&mut self) {
@@ -342,22 +358,17 @@ impl Journal {
             salt,
         };
         let (writer, bytes) = SegmentWriter::begin(&header, &*self.keys);
-        let path = self.dir.join(format!("{number:016x}.sdj"));
-        let mut file = OpenOptions::new()
-            .append(true)
-            .create_new(true)
-            .open(&path)?;
-        file.write_all(&bytes)?;
-        file.sync_all()?;
+        let file = self.dir.create(&file_name(number))?;
+        file.append(0, &mut [IoSlice::new(&bytes)])?;
+        file.sync()?;
+        self.dir.sync_dir()?;
         self.next += 1;
         self.segments.push(Segment {
             number,
-            path,
             newest: 0,
             bytes: bytes.len() as u64,
         });
         self.open = Some(Open { file, writer });
-        // Syncs the directory, too: with it the segment's own entry.
         self.note_span()
     }
 
@@ -370,29 +381,27 @@ impl Journal {
                 .map_or(self.next, |first| first.number),
             last: self.segments.last().map_or(0, |last| last.number),
         }
-        .write(&self.dir)
+        .write(&*self.dir)
     }
 }
 
-fn files_in(dir: &Path, ending: &str) -> io::Result<Vec<(u64, PathBuf)>> {
-    let mut out = Vec::new();
-    for entry in std::fs::read_dir(dir)? {
-        let path = entry?.path();
-        let number = path
-            .file_name()
-            .and_then(|n| n.to_str())
-            .and_then(|n| n.strip_suffix(ending));
-        if let Some(number) = number.and_then(|n| u64::from_str_radix(n, 16).ok()) {
-            out.push((number, path));
-        }
-    }
-    out.sort();
+fn file_name(number: u64) -> String {
+    format!("{number:016x}{SEGMENT}")
+}
+
+fn aside_name(number: u64) -> String {
+    format!("{number:016x}{DAMAGED}")
+}
+
+/// Numbers of the segments, or of those set aside, in order.
+fn files_in(dir: &dyn Medium, ending: &str) -> io::Result<Vec<u64>> {
+    let number = |name: &String| {
+        let number = u64::from_str_radix(name.strip_suffix(ending)?, 16).ok()?;
+        (format!("{number:016x}{ending}") == *name).then_some(number)
+    };
+    let mut out: Vec<u64> = dir.list()?.iter().filter_map(number).collect();
+    out.sort_unstable();
     Ok(out)
-}
-
-/// Kept for a person to look at, and never read again.
-fn set_aside(path: &Path) -> io::Result<()> {
-    std::fs::rename(path, path.with_extension("damaged"))
 }
 
 #[cfg(test)]

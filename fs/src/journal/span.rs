@@ -3,9 +3,9 @@
 //! Invariant: written after a segment is durable and before one is deleted, so that it never names one that is rightly
 //! not there. Called by the journal.
 
-use std::fs::File;
-use std::io::{self, Write};
-use std::path::Path;
+use std::io;
+
+use sealdrive_pack::Medium;
 
 /// Numbers of the segments that stand in the directory: the witness for a lost file. Without it, or if it is damaged,
 /// the segments are believed as they are. File: `first u64 ‖ last u64 ‖ BLAKE3 of both`.
@@ -31,8 +31,8 @@ impl Span {
         out
     }
 
-    pub(super) fn read(dir: &Path) -> Option<Self> {
-        let bytes = std::fs::read(dir.join(Self::FILE)).ok()?;
+    pub(super) fn read(dir: &dyn Medium) -> Option<Self> {
+        let bytes = dir.read(Self::FILE).ok()?;
         let (first, rest) = bytes.split_first_chunk::<8>()?;
         let (last, _) = rest.split_first_chunk::<8>()?;
         let span = Self {
@@ -42,12 +42,7 @@ impl Span {
         (bytes == span.encode()).then_some(span)
     }
 
-    pub(super) fn write(&self, dir: &Path) -> io::Result<()> {
-        let (path, fresh) = (dir.join(Self::FILE), dir.join("span.new"));
-        let mut file = File::create(&fresh)?;
-        file.write_all(&self.encode())?;
-        file.sync_all()?;
-        std::fs::rename(&fresh, &path)?;
-        File::open(dir)?.sync_all()
+    pub(super) fn write(&self, dir: &dyn Medium) -> io::Result<()> {
+        dir.replace(Self::FILE, &self.encode())
     }
 }

@@ -1,11 +1,23 @@
 //! The journal's files through crashes, damage and loss.
 
+use std::path::{Path, PathBuf};
+
 use super::*;
 use bytes::Bytes;
+use sealdrive_pack::Directory;
 
 fn open(dir: &Path) -> (Journal, Replay) {
     let keys = Arc::new(LocalKeys::derive(&[1; 32], &[2; 32]));
+    let dir = Arc::new(Directory::open(dir).unwrap());
     Journal::open(dir, DriveId([3; 32]), keys).unwrap()
+}
+
+fn segments(dir: &Path) -> Vec<PathBuf> {
+    let numbers = files_in(&Directory::open(dir).unwrap(), SEGMENT).unwrap();
+    numbers
+        .into_iter()
+        .map(|n| dir.join(file_name(n)))
+        .collect()
 }
 
 fn data(seq: u64) -> Entry {
@@ -32,7 +44,7 @@ fn what_was_synced_comes_back_over_several_mounts_and_nothing_is_in_clear() {
         journal.append(&[data(mount * 2 + 1)]).unwrap();
         journal.sync().unwrap();
     }
-    for (_, path) in files_in(dir.path(), ".sdj").unwrap() {
+    for path in segments(dir.path()) {
         let bytes = std::fs::read(path).unwrap();
         assert!(!bytes.windows(7).any(|w| w == b"content"));
     }
@@ -65,7 +77,7 @@ fn damage_in_what_was_synced_is_reported_and_set_aside() {
         journal.append(&[data(seq)]).unwrap();
         journal.sync().unwrap();
     }
-    let (_, path) = files_in(dir.path(), ".sdj").unwrap().remove(0);
+    let path = segments(dir.path()).remove(0);
     let mut bytes = std::fs::read(&path).unwrap();
     let middle = bytes.len() / 2;
     bytes[middle] ^= 1;
@@ -102,7 +114,7 @@ fn a_step_cut_at_the_end_of_a_segment_stays_out_for_good() {
         let (mut journal, _) = open(dir.path());
         journal.append(&entries).unwrap();
         journal.sync().unwrap();
-        let steps = open(dir.path()).1.into_steps();
+        let steps = open(dir.path()).1.take_steps();
         assert!(steps.iter().map(Entry::seq).eq(whole));
     }
 }
@@ -116,7 +128,7 @@ fn a_lost_segment_is_missed() {
             journal.append(&[data(number)]).unwrap();
             journal.sync().unwrap();
         }
-        let (_, path) = files_in(dir.path(), ".sdj").unwrap().remove(lost);
+        let path = segments(dir.path()).remove(lost);
         std::fs::remove_file(path).unwrap();
         let (mut journal, replay) = open(dir.path());
         assert!(replay.damage.is_some(), "segment {lost} is gone in silence");
@@ -143,18 +155,18 @@ fn damage_anywhere_in_any_segment_leaves_a_prefix_and_is_told() {
     };
     let dir = tempfile::tempdir().unwrap();
     make(dir.path());
-    let files = files_in(dir.path(), ".sdj").unwrap();
+    let files = segments(dir.path());
     let good: Vec<_> = files
         .iter()
-        .map(|(_, path)| std::fs::read(path).unwrap())
+        .map(|path| std::fs::read(path).unwrap())
         .collect();
     let span = std::fs::read(dir.path().join("span")).unwrap();
-    for (number, (_, path)) in files.iter().enumerate() {
+    for (number, path) in files.iter().enumerate() {
         for at in (number..good[number].len()).step_by(29) {
             for entry in std::fs::read_dir(dir.path()).unwrap() {
                 std::fs::remove_file(entry.unwrap().path()).unwrap();
             }
-            for ((_, path), bytes) in files.iter().zip(&good) {
+            for (path, bytes) in files.iter().zip(&good) {
                 std::fs::write(path, bytes).unwrap();
             }
             std::fs::write(dir.path().join("span"), &span).unwrap();

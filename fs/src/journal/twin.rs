@@ -2,15 +2,15 @@
 //! to one of them: checkpoint, pins and the signed commit on its way.
 //!
 //! Invariant: `write` returns after both copies are durable, the first before the second is begun. An older copy must
-//! not pass for the newest: the journal behind an older checkpoint is gone. Layout: `magic4 ‖ ver ‖ 0×3 ‖ drive32 ‖ generation u64 ‖ salt32` (80 bytes, the associated
-//! data) ‖ the record under both local locks. Called by the engine's open, checkpoint and commit.
+//! not pass for the newest: the journal behind an older checkpoint is gone.
+//! Layout: `magic4 ‖ ver ‖ 0×3 ‖ drive32 ‖ generation u64 ‖ salt32` (80 bytes, the associated data) ‖ the record under
+//! both local locks. Called by the engine's open, checkpoint and commit.
 
-use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::io;
 use std::sync::Arc;
 
 use sealdrive_core::local::LocalKeys;
+use sealdrive_pack::Medium;
 use sealdrive_proto::id::DriveId;
 
 use crate::clock;
@@ -27,6 +27,8 @@ pub enum Purpose {
     Pins,
     /// A signed commit that the server may not have answered yet.
     Commit,
+    /// What is known of a branch that was set aside.
+    Conflict,
 }
 
 impl Purpose {
@@ -35,6 +37,7 @@ impl Purpose {
             Self::Checkpoint => b"SDC1",
             Self::Pins => b"SDP1",
             Self::Commit => b"SDM1",
+            Self::Conflict => b"SDX1",
         }
     }
 
@@ -43,6 +46,7 @@ impl Purpose {
             Self::Checkpoint => "checkpoint",
             Self::Pins => "pins",
             Self::Commit => "commit",
+            Self::Conflict => "conflict",
         }
     }
 }
@@ -58,9 +62,9 @@ pub enum TwinError {
     Damaged(&'static str),
 }
 
-/// Two alternating copies of one record.
+/// Two copies of one record.
 pub struct Twin {
-    dir: PathBuf,
+    dir: Arc<dyn Medium>,
     drive: DriveId,
     purpose: Purpose,
     keys: Arc<LocalKeys>,
@@ -71,13 +75,13 @@ pub struct Twin {
 impl Twin {
     /// Reads the newest good copy. `Ok((_, None))` only if there is no copy at all.
     pub fn open(
-        dir: &Path,
+        dir: Arc<dyn Medium>,
         drive: DriveId,
         purpose: Purpose,
         keys: Arc<LocalKeys>,
     ) -> Result<(Self, Option<Vec<u8>>), TwinError> {
         let mut twin = Self {
-            dir: dir.to_owned(),
+            dir,
             drive,
             purpose,
             keys,
@@ -88,7 +92,7 @@ impl Twin {
         let mut found = false;
         let mut behind = [true; 2];
         for slot in 0..2 {
-            let bytes = match std::fs::read(twin.path(slot)) {
+            let bytes = match twin.dir.read(&twin.name(slot)) {
                 Ok(bytes) => bytes,
                 Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
                 Err(e) => return Err(TwinError::Io(purpose.stem(), e)),
@@ -113,16 +117,23 @@ impl Twin {
             };
         };
         for slot in (0..2).filter(|slot| behind[*slot as usize]) {
-            let written = twin.write_slot(slot, &bytes);
-            written.map_err(|e| TwinError::Io(purpose.stem(), e))?;
+            // A full disk must not keep the drive from being mounted: the next `write` makes two of it again.
+            if let Err(error) = twin.write_slot(slot, &bytes) {
+                tracing::warn!(%error, "no second copy of {}", purpose.stem());
+            }
         }
         Ok((twin, Some(plain)))
     }
 
     /// A record whose copies, if any, are not to be believed: the next `write` outlives them.
-    pub fn fresh(dir: &Path, drive: DriveId, purpose: Purpose, keys: Arc<LocalKeys>) -> Self {
+    pub fn fresh(
+        dir: Arc<dyn Medium>,
+        drive: DriveId,
+        purpose: Purpose,
+        keys: Arc<LocalKeys>,
+    ) -> Self {
         Self {
-            dir: dir.to_owned(),
+            dir,
             drive,
             purpose,
             keys,
@@ -155,21 +166,11 @@ impl Twin {
     }
 
     fn write_slot(&self, slot: u64, file: &[u8]) -> io::Result<()> {
-        let path = self.path(slot);
-        let fresh = path.with_extension("new");
-        let mut out = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .open(&fresh)?;
-        out.write_all(file)?;
-        out.sync_all()?;
-        std::fs::rename(&fresh, &path)?;
-        File::open(&self.dir)?.sync_all()
+        self.dir.replace(&self.name(slot), file)
     }
 
-    fn path(&self, slot: u64) -> PathBuf {
-        self.dir.join(format!("{}.{slot}", self.purpose.stem()))
+    fn name(&self, slot: u64) -> String {
+        format!("{}.{slot}", self.purpose.stem())
     }
 
     fn header(&self, generation: u64, salt: &[u8; 32]) -> [u8; HEADER] {
@@ -197,8 +198,11 @@ impl Twin {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use sealdrive_pack::Directory;
+    use std::path::Path;
 
     fn open(dir: &Path) -> (Twin, Option<Vec<u8>>) {
+        let dir = Arc::new(Directory::open(dir).unwrap());
         let keys = Arc::new(LocalKeys::derive(&[1; 32], &[2; 32]));
         Twin::open(dir, DriveId([3; 32]), Purpose::Checkpoint, keys).unwrap()
     }
@@ -213,7 +217,7 @@ mod tests {
         twin.write(b"first").unwrap();
         twin.write(b"second").unwrap();
         for slot in 0..2 {
-            let path = twin.path(slot);
+            let path = dir.path().join(twin.name(slot));
             let good = std::fs::read(&path).unwrap();
             for at in 0..good.len() {
                 let mut bad = good.clone();
@@ -235,9 +239,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (mut twin, _) = open(dir.path());
         twin.write(b"old").unwrap();
-        let old = std::fs::read(twin.path(1)).unwrap();
+        let old = std::fs::read(dir.path().join(twin.name(1))).unwrap();
         twin.write(b"new").unwrap();
-        std::fs::write(twin.path(1), old).unwrap();
+        std::fs::write(dir.path().join(twin.name(1)), old).unwrap();
         let (twin, found) = open(dir.path());
         assert_eq!(found.as_deref(), Some(&b"new"[..]));
         assert_eq!(twin.healed(), None, "that is no damage");

@@ -7,8 +7,7 @@ use std::ffi::CString;
 use std::fs::{File, OpenOptions};
 use std::io::{self, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use rustix::io::{Errno, FdFlags};
@@ -19,6 +18,7 @@ use rustix::net::{
 };
 
 use super::options::MountOptions;
+use super::place::{self, Place};
 
 /// Read-ahead of the mount, KiB: the longest read request our max_write admits (measured: 1 MiB requests instead of
 /// 128 KiB ones). Only root may set it.
@@ -44,17 +44,44 @@ pub enum AttachError {
     Fusermount(String),
 }
 
-/// Attaches a new mount: `source` is what the first column of the mount table will show.
-pub fn attach(
+/// Attaches a new mount, in the place of a dead one if there is one: `source` is what the first column of the mount
+/// table will show.
+pub fn attach(source: &str, place: &Place, options: &MountOptions) -> Result<OwnedFd, AttachError> {
+    match (rustix::process::geteuid().is_root(), place.is_dead) {
+        (true, false) => attach_as_root(source, &place.path, options),
+        (true, true) => replace_as_root(source, &place.path, options),
+        (false, false) => attach_by_fusermount(source, &place.path, options),
+        (false, true) => replace_by_fusermount(source, &place.path, options),
+    }
+}
+
+/// A dead mount stays until the new one stands: beneath it, or on an older kernel on top of it.
+fn replace_as_root(
     source: &str,
-    mountpoint: &Path,
+    path: &Path,
     options: &MountOptions,
 ) -> Result<OwnedFd, AttachError> {
-    if rustix::process::geteuid().is_root() {
-        attach_as_root(source, mountpoint, options)
-    } else {
-        attach_by_fusermount(source, mountpoint, options)
+    let device = open_device()?;
+    match place::exchange(source, path, options, &device) {
+        Ok(()) => Ok(device.into()),
+        Err(error) => {
+            tracing::info!(%error, "mounting on top of the dead mount instead of in its place");
+            attach_as_root(source, path, options)
+        }
     }
+}
+
+/// `fusermount3` mounts on top of a dead mount only while the kernel remembers that mount's attributes. Otherwise the
+/// dead one must go first, and for the moment until the next call the directory beneath shows (SEMANTICS.md).
+fn replace_by_fusermount(
+    source: &str,
+    path: &Path,
+    options: &MountOptions,
+) -> Result<OwnedFd, AttachError> {
+    attach_by_fusermount(source, path, options).or_else(|_| {
+        detach(path, Detach::Lazily).map_err(AttachError::MountPoint)?;
+        attach_by_fusermount(source, path, options)
+    })
 }
 
 /// mount(2) itself.
@@ -63,15 +90,11 @@ fn attach_as_root(
     mountpoint: &Path,
     options: &MountOptions,
 ) -> Result<OwnedFd, AttachError> {
-    let mode = mountpoint
-        .metadata()
-        .map_err(AttachError::MountPoint)?
-        .mode();
     let device = open_device()?;
+    // The root is a directory; what is to be covered cannot always be asked, it may be a dead mount.
     let mut data = format!(
-        "fd={},rootmode={:o},user_id={},group_id={},default_permissions",
+        "fd={},rootmode=40000,user_id={},group_id={},default_permissions",
         device.as_raw_fd(),
-        mode & 0o170_000,
         rustix::process::geteuid().as_raw(),
         rustix::process::getegid().as_raw(),
     );
@@ -245,26 +268,6 @@ fn detach_by_fusermount(mountpoint: &Path, how: Detach) -> io::Result<()> {
     }
 }
 
-/// Resolves the mount point, first clearing away a dead mount of ours ("Transport endpoint is not connected").
-pub fn prepare(mountpoint: &Path) -> Result<PathBuf, AttachError> {
-    let path = super::table::absolute(mountpoint).map_err(AttachError::MountPoint)?;
-    if let Some(row) = super::table::at(&path).map_err(AttachError::MountPoint)?
-        && row.fs_type == super::table::FS_TYPE
-    {
-        match path.metadata() {
-            Err(error) if error.raw_os_error() == Some(Errno::NOTCONN.raw_os_error()) => {
-                detach(&path, Detach::Lazily).map_err(AttachError::MountPoint)?;
-            }
-            _ => return Err(AttachError::Busy),
-        }
-    }
-    let path = path.canonicalize().map_err(AttachError::MountPoint)?;
-    if !path.is_dir() {
-        return Err(AttachError::MountPoint(io::ErrorKind::NotADirectory.into()));
-    }
-    Ok(path)
-}
-
 /// Sets the mount's read-ahead. Best effort: without it reads are merely shorter.
 pub fn set_read_ahead(device: &str) -> io::Result<()> {
     std::fs::write(
@@ -302,18 +305,5 @@ mod tests {
             (table::FS_TYPE, "sealdrive:a,b")
         );
         assert!(table::at(&path).unwrap().is_none());
-    }
-
-    #[test]
-    fn what_is_no_directory_is_refused() {
-        let place = tempfile::NamedTempFile::new().unwrap();
-        assert!(matches!(
-            prepare(place.path()),
-            Err(AttachError::MountPoint(_))
-        ));
-        assert!(matches!(
-            prepare(Path::new("/nowhere/at/all")),
-            Err(AttachError::MountPoint(_))
-        ));
     }
 }

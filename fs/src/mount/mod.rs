@@ -6,7 +6,9 @@
 pub mod attach;
 pub mod daemon;
 pub mod options;
+pub mod place;
 pub mod record;
+mod service;
 pub mod table;
 pub mod utab;
 
@@ -20,6 +22,7 @@ use tokio::sync::oneshot;
 
 use self::attach::{AttachError, Detach};
 use self::options::MountOptions;
+use self::place::Pulse;
 use self::record::{Phase, Record};
 use self::utab::Utab;
 use crate::clock;
@@ -31,6 +34,8 @@ const FLUSH_LIMIT: Duration = Duration::from_secs(30);
 const LEAVE_LIMIT: Duration = Duration::from_secs(10);
 /// Pause between attempts to unmount while files are open.
 const RETRY: Duration = Duration::from_millis(100);
+/// How long a new mount may take until it answers for the first time.
+const ANSWER_LIMIT: Duration = Duration::from_secs(30);
 /// After the connection was cut: how long the loop threads may take to notice.
 const CUT_LIMIT: Duration = Duration::from_secs(10);
 
@@ -45,6 +50,8 @@ pub struct Spec {
     pub options: MountOptions,
     /// How long the drain after unmount may take before the process ends with data still to send.
     pub drain_limit: Duration,
+    /// How long a plain umount(8) waits for the server; none: as long as the server takes something.
+    pub umount_wait: Option<Duration>,
 }
 
 /// How a mount ended.
@@ -74,6 +81,9 @@ pub enum MountError {
     /// The kernel and we did not agree on a protocol, or threads could not be started.
     #[error("starting the session: {0}")]
     Session(#[source] io::Error),
+    /// It was mounted, and then no request was answered.
+    #[error("{0}: mounted, but it does not answer")]
+    Silent(PathBuf),
     /// The last flush to the local disk failed: what was not fsynced may be lost.
     #[error("closing the drive: {0}")]
     Close(String),
@@ -86,22 +96,30 @@ pub fn serve<B: Backing>(
     ready: impl FnOnce(),
 ) -> Result<Ended, MountError> {
     let mount = Mounted::attach(&backing, spec)?;
-    if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
-        tracing::debug!(%error, "no service manager to notify");
+    if place::pulse(&mount.mountpoint, ANSWER_LIMIT) != Pulse::Alive {
+        return Err(MountError::Silent(mount.mountpoint.clone()));
     }
+    service::ready(&mount.mountpoint);
+    let watchdog = service::Watchdog::start(&mount.mountpoint, &mount.device);
     ready();
     mount.wait();
+    drop(watchdog);
     mount.drain(&*backing, spec.drain_limit)
 }
 
-/// A live mount. Dropped, it takes itself away lazily: a failure after attaching leaves nothing behind.
+/// A live mount. Dropped, it takes itself away lazily: a failure after attaching leaves nothing behind that was not
+/// there before.
 struct Mounted {
     mountpoint: PathBuf,
+    umount_wait: Option<Duration>,
     /// Of the run record: unique among the mounts of this machine's uptime.
     id: String,
     device: String,
     session: Option<Session>,
     directory: PathBuf,
+    /// It stands where a dead mount stood. Should it fail early, it stays as a dead one: whoever looks must not find
+    /// the empty directory beneath.
+    replaced: bool,
 }
 
 impl Mounted {
@@ -110,20 +128,22 @@ impl Mounted {
             path: spec.mountpoint.clone(),
             error,
         };
-        let mountpoint = attach::prepare(&spec.mountpoint).map_err(failed)?;
+        let place = place::look(&spec.mountpoint).map_err(failed)?;
         let source = format!(
             "sealdrive:{}",
             spec.label
                 .replace(|c: char| c.is_control() || c.is_whitespace(), "_")
         );
-        let device = attach::attach(&source, &mountpoint, &spec.options).map_err(failed)?;
+        let device = attach::attach(&source, &place, &spec.options).map_err(failed)?;
         let (secs, nanos) = clock::wall_ns();
         let mut mount = Self {
-            mountpoint,
+            mountpoint: place.path,
+            umount_wait: spec.umount_wait,
             id: format!("{}-{secs}-{nanos}", std::process::id()),
             device: String::new(),
             session: None,
             directory: record::directory(),
+            replaced: place.is_dead,
         };
         mount.session =
             Some(Session::start(device, Arc::clone(backing)).map_err(MountError::Session)?);
@@ -165,6 +185,9 @@ impl Mounted {
             mountpoint: self.mountpoint.clone(),
             phase,
             pending_bytes,
+            umount_wait_ms: self
+                .umount_wait
+                .map(|wait| u64::try_from(wait.as_millis()).unwrap_or(u64::MAX)),
         };
         if let Err(error) = record.write(&self.directory) {
             tracing::warn!(%error, "no run record; umount will not wait for the server");
@@ -198,6 +221,7 @@ impl Mounted {
 
     async fn stop(&self, end: &mut oneshot::Receiver<()>) {
         tracing::info!("asked to stop: unmounting");
+        service::stopping("unmounting");
         let mountpoint = self.mountpoint.clone();
         let flush = tokio::task::spawn_blocking(move || flush_kernel(&mountpoint));
         if tokio::time::timeout(FLUSH_LIMIT, flush).await.is_err() {
@@ -211,7 +235,7 @@ impl Mounted {
             std::future::pending::<()>().await;
         };
         tokio::select! {
-            _ = &mut *end => return,
+            _ = &mut *end => return place::clear_dead(&self.mountpoint),
             () = leave => {}
             () = tokio::time::sleep(LEAVE_LIMIT) => {}
             () = asked_to_stop() => {}
@@ -227,8 +251,11 @@ impl Mounted {
         self.record(Phase::Draining, 0);
         self.clear_tables();
         let session = self.session.take();
+        service::stopping("unmounted; sending what is left");
+        let mut draining = service::Draining::start();
         let result = backing.shutdown(clock::now() + limit, &mut |pending| {
-            self.record(Phase::Draining, pending)
+            self.record(Phase::Draining, pending);
+            draining.step(pending)
         });
         // Loop threads that still sit in a cut connection are left to the end of the process.
         drop(session);
@@ -264,7 +291,7 @@ impl Mounted {
 
 impl Drop for Mounted {
     fn drop(&mut self) {
-        if self.session.is_some() || self.device.is_empty() {
+        if !self.replaced && (self.session.is_some() || self.device.is_empty()) {
             let ours = |row: &table::Row| {
                 row.fs_type == table::FS_TYPE
                     && (self.device.is_empty() || row.device == self.device)

@@ -42,6 +42,9 @@ pub struct Record {
     pub phase: Phase,
     /// Bytes the server has not acknowledged yet, as last counted.
     pub pending_bytes: u64,
+    /// How long a plain umount(8) is to wait, ms (mount option `umount_wait`).
+    #[serde(default)]
+    pub umount_wait_ms: Option<u64>,
 }
 
 /// Where the records of this user lie: `/run/sealdrive` for root, else `$XDG_RUNTIME_DIR/sealdrive`.
@@ -157,6 +160,7 @@ mod tests {
             mountpoint,
             phase,
             pending_bytes: 0,
+            umount_wait_ms: None,
         }
     }
 

@@ -45,6 +45,10 @@ pub enum RemoteError {
     /// Device or server failed to prove its identity.
     #[error("authentication failed: {0}")]
     Unauthenticated(String),
+    /// Another server answers at the address (a network that wants a login first, a changed route). Nothing is sent to
+    /// it, and the right one may be back at any time: retry with back-off, and say so.
+    #[error("another server answers: {0}")]
+    WrongServer(String),
     /// The answer contradicts what was signed or asked: never retried silently, always an event.
     #[error("server answer does not verify: {0}")]
     Tampered(String),
@@ -55,7 +59,7 @@ impl RemoteError {
     pub fn is_temporary(&self) -> bool {
         matches!(
             self,
-            Self::Unreachable(_) | Self::Quota | Self::Full | Self::Stale
+            Self::Unreachable(_) | Self::WrongServer(_) | Self::Quota | Self::Full | Self::Stale
         )
     }
 }

@@ -5,11 +5,10 @@
 //! `store/mod.rs`.
 
 use std::collections::HashMap;
-use std::fs::File;
 use std::io;
-use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use sealdrive_pack::{Medium, MediumFile};
 use sealdrive_proto::id::Sid;
 
 use super::outbox::AckedPack;
@@ -19,7 +18,7 @@ use super::{PackNumbers, StoreError};
 use crate::limits::PACK_SIZE;
 
 struct CachePack {
-    file: Arc<File>,
+    file: Arc<dyn MediumFile>,
     len: u64,
     used: u64,
 }
@@ -35,13 +34,13 @@ struct State {
 /// A pack taken out of the cache; its ids are to be forgotten.
 pub(super) struct Evicted {
     pub(super) number: u64,
-    pub(super) file: Arc<File>,
+    pub(super) file: Arc<dyn MediumFile>,
     pub(super) len: u64,
 }
 
 /// The cache of one drive.
 pub struct Cache {
-    dir: PathBuf,
+    dir: Arc<dyn Medium>,
     numbers: Arc<PackNumbers>,
     budget: u64,
     state: Mutex<State>,
@@ -50,10 +49,10 @@ pub struct Cache {
 impl Cache {
     /// Opens the packs found; older numbers count as used longer ago.
     pub(super) fn open(
-        dir: &Path,
+        dir: Arc<dyn Medium>,
         numbers: Arc<PackNumbers>,
         budget: u64,
-        found: Vec<(u64, File, u64)>,
+        found: Vec<(u64, Arc<dyn MediumFile>, u64)>,
     ) -> Self {
         let mut state = State::default();
         for (number, file, len) in found {
@@ -62,14 +61,14 @@ impl Cache {
             state.packs.insert(
                 number,
                 CachePack {
-                    file: Arc::new(file),
+                    file,
                     len,
                     used: state.tick,
                 },
             );
         }
         Self {
-            dir: dir.to_owned(),
+            dir,
             numbers,
             budget,
             state: Mutex::new(state),
@@ -78,11 +77,6 @@ impl Cache {
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Directory of the packs.
-    pub(super) fn dir(&self) -> &Path {
-        &self.dir
     }
 
     /// Bytes here.
@@ -111,7 +105,7 @@ impl Cache {
             .append_open(&mut state, sid, object)
             .map_err(|e| StoreError::Io("appending to the cache", e))?;
         let number = state.open.as_ref().map_or(0, PackWriter::number);
-        let evicted = state.evict(&self.dir, self.budget);
+        let evicted = state.evict(&*self.dir, self.budget);
         Ok((
             Place {
                 pack: number,
@@ -134,7 +128,7 @@ impl Cache {
             open.flush()?;
         }
         if state.open.is_none() {
-            let open = PackWriter::create(&self.dir, self.numbers.take())?;
+            let open = PackWriter::create(&*self.dir, self.numbers.take())?;
             let pack = CachePack {
                 file: open.file(),
                 len: open.len(),
@@ -167,7 +161,6 @@ impl Cache {
         state.tick += 1;
         state.total += pack.len;
         let used = state.tick;
-        debug_assert!(pack.path.starts_with(&self.dir), "retire moves packs here");
         state.packs.insert(
             pack.number,
             CachePack {
@@ -176,7 +169,7 @@ impl Cache {
                 used,
             },
         );
-        state.evict(&self.dir, self.budget)
+        state.evict(&*self.dir, self.budget)
     }
 
     /// Reads one object; `Ok(None)` if the pack is not here (any more).
@@ -204,7 +197,7 @@ impl Cache {
             }
             Arc::clone(&pack.file)
         };
-        packfile::read(&file, place.offset, place.len)
+        packfile::read(&*file, place.offset, place.len)
             .map(Some)
             .map_err(|e| StoreError::Io("reading the cache", e))
     }
@@ -213,7 +206,7 @@ impl Cache {
     pub(super) fn shrink(&self, bytes: u64) -> Vec<Evicted> {
         let mut state = self.state();
         let budget = state.total.saturating_sub(bytes);
-        state.evict(&self.dir, budget)
+        state.evict(&*self.dir, budget)
     }
 
     /// Whether that pack is here.
@@ -223,7 +216,7 @@ impl Cache {
 }
 
 impl State {
-    fn evict(&mut self, dir: &Path, budget: u64) -> Vec<Evicted> {
+    fn evict(&mut self, dir: &dyn Medium, budget: u64) -> Vec<Evicted> {
         let mut out = Vec::new();
         let open = self.open.as_ref().map(PackWriter::number);
         while self.total > budget {
@@ -239,7 +232,7 @@ impl State {
                 break;
             };
             self.total -= pack.len;
-            if let Err(e) = std::fs::remove_file(dir.join(packfile::file_name(number))) {
+            if let Err(e) = dir.remove(&packfile::file_name(number)) {
                 tracing::warn!("cannot remove a cache pack: {e}");
             }
             out.push(Evicted {

@@ -6,16 +6,21 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::{fmt, io};
 
-use redb::{Database, Durability, ReadableDatabase, ReadableTable, TableDefinition};
+use redb::{
+    Database, Durability, ReadableDatabase, ReadableTable, StorageBackend, TableDefinition,
+};
+use sealdrive_pack::{Medium, MediumFile};
 use sealdrive_proto::id::Sid;
 
 use super::place::{Place, Position, Row};
 use crate::limits::{INDEX_BATCH, INDEX_CACHE, INDEX_CHECKED};
 
 const OBJECTS: TableDefinition<'_, [u8; 32], &[u8]> = TableDefinition::new("objects");
+/// Name a file gets that cannot be opened: kept for a person to look at.
+const ASIDE: &str = "state.broken";
 const MARKS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("marks");
 
 /// redb failed. After a failed commit the database must be opened anew, so the caller stops writing.
@@ -24,21 +29,22 @@ const MARKS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("marks");
 pub struct IndexError(String);
 
 macro_rules! from_redb {
-    ($($error:ident),*) => {
-        $(impl From<redb::$error> for IndexError {
-            fn from(e: redb::$error) -> Self {
+    ($($error:ty),*) => {
+        $(impl From<$error> for IndexError {
+            fn from(e: $error) -> Self {
                 Self(e.to_string())
             }
         })*
     };
 }
 from_redb!(
-    DatabaseError,
-    TransactionError,
-    TableError,
-    StorageError,
-    CommitError,
-    SetDurabilityError
+    redb::DatabaseError,
+    redb::TransactionError,
+    redb::TableError,
+    redb::StorageError,
+    redb::CommitError,
+    redb::SetDurabilityError,
+    io::Error
 );
 
 /// redb meets some damaged pages with a panic; to us that is an error like others.
@@ -75,26 +81,25 @@ pub(super) struct Index {
 
 impl Index {
     /// Opens the file, or starts an empty one if there is none or it is damaged (the packs then refill it).
-    pub(super) fn open(path: &Path) -> Result<Self, IndexError> {
-        match Self::try_open(path) {
+    pub(super) fn open(dir: &dyn Medium, name: &str) -> Result<Self, IndexError> {
+        match Self::try_open(dir, name) {
             Ok(index) => Ok(index),
             Err(broken) => {
                 tracing::warn!("local index is rebuilt from the packs: {broken}");
-                let mut aside = PathBuf::from(path);
-                aside.set_extension("broken");
-                std::fs::rename(path, aside).map_err(|e| IndexError(e.to_string()))?;
-                Self::try_open(path)
+                dir.rename(name, ASIDE)?;
+                Self::try_open(dir, name)
             }
         }
     }
 
-    fn try_open(path: &Path) -> Result<Self, IndexError> {
+    fn try_open(dir: &dyn Medium, name: &str) -> Result<Self, IndexError> {
+        let file = dir.open_or_create(name)?;
+        let len = file.len()?;
         // redb answers some damage with a panic.
         let opened = guarded(|| {
             let mut database = Database::builder()
                 .set_cache_size(INDEX_CACHE)
-                .create(path)?;
-            let len = std::fs::metadata(path).map_or(0, |meta| meta.len());
+                .create_with_backend(Backend(file))?;
             if len <= INDEX_CHECKED && !database.check_integrity()? {
                 // Repaired, which is going back to an earlier state: then its marks are earlier, too.
                 tracing::warn!("the local index was damaged and has gone back to an earlier state");
@@ -270,9 +275,46 @@ impl Index {
     }
 }
 
+/// redb's file on the medium.
+struct Backend(Arc<dyn MediumFile>);
+
+impl fmt::Debug for Backend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Backend")
+    }
+}
+
+impl StorageBackend for Backend {
+    fn len(&self) -> io::Result<u64> {
+        self.0.len()
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        self.0.read_at(out, offset)
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.0.truncate(len)
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.0.sync()
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.0.write_at(data, offset)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use sealdrive_pack::Directory;
+    use std::path::Path;
+
+    fn open(dir: &Path) -> Index {
+        Index::open(&Directory::open(dir).unwrap(), "state.redb").unwrap()
+    }
 
     fn sid(n: u8) -> Sid {
         Sid([n; 32])
@@ -290,9 +332,8 @@ mod tests {
     #[test]
     fn rows_wait_until_their_bytes_are_durable_and_marks_survive() {
         let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("state.redb");
         {
-            let index = Index::open(&path).unwrap();
+            let index = open(dir.path());
             index.put(sid(1), local(1, 0));
             index.put(sid(2), local(1, 100));
             let marks = Marks {
@@ -315,7 +356,7 @@ mod tests {
                 "a waiting row is visible"
             );
         }
-        let index = Index::open(&path).unwrap();
+        let index = open(dir.path());
         assert_eq!(index.get(&sid(1)).unwrap(), Some(local(1, 0)));
         assert_eq!(
             index.get(&sid(2)).unwrap(),
@@ -328,7 +369,7 @@ mod tests {
     #[test]
     fn eviction_keeps_the_knowledge_that_the_server_has_it() {
         let dir = tempfile::tempdir().unwrap();
-        let index = Index::open(&dir.path().join("state.redb")).unwrap();
+        let index = open(dir.path());
         index.put(sid(1), local(1, 0));
         index.put(sid(2), local(2, 0));
         index
@@ -346,9 +387,8 @@ mod tests {
     #[test]
     fn a_broken_file_is_set_aside_and_begun_anew() {
         let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("state.redb");
-        std::fs::write(&path, vec![7; 10_000]).unwrap();
-        let index = Index::open(&path).unwrap();
+        std::fs::write(dir.path().join("state.redb"), vec![7; 10_000]).unwrap();
+        let index = open(dir.path());
         assert_eq!(index.marks().unwrap(), Marks::default());
     }
 }

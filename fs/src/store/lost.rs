@@ -4,7 +4,6 @@
 //! and which objects lay in it. Called when the store is opened.
 
 use std::collections::HashSet;
-use std::path::PathBuf;
 
 use sealdrive_proto::id::Sid;
 
@@ -62,14 +61,10 @@ impl Lost {
 }
 
 /// Packs of the outbox that the index remembers and that are neither there nor in the cache.
-pub(super) fn packs_gone(
-    marks: &Marks,
-    in_outbox: &[(u64, PathBuf)],
-    in_cache: &[(u64, PathBuf)],
-) -> Vec<Lost> {
+pub(super) fn packs_gone(marks: &Marks, in_outbox: &[u64], in_cache: &[u64]) -> Vec<Lost> {
     let is_here = |pack: u64| {
         let mut all = in_outbox.iter().chain(in_cache);
-        all.any(|(number, _)| *number == pack)
+        all.any(|number| *number == pack)
     };
     let gone = marks.durable.iter().filter(|end| !is_here(end.pack));
     gone.map(|end| Lost {

@@ -11,13 +11,12 @@ mod outbox;
 mod packfile;
 mod place;
 
-use std::fs::File;
 use std::io;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
+use sealdrive_pack::{Medium, MediumFile};
 use sealdrive_proto::id::Sid;
 
 pub use self::cache::Cache;
@@ -30,6 +29,13 @@ pub use self::outbox::{Outbox, Outgoing};
 pub use self::packfile::NOTE_LEN;
 use self::packfile::Read;
 pub use self::place::{Place, Position, Row};
+
+/// Directory of the outbox in the drive's state directory.
+const OUTBOX: &str = "outbox";
+/// Directory of the cache in the drive's state directory.
+const CACHE: &str = "cache";
+/// The index in the drive's state directory.
+const INDEX: &str = "state.redb";
 
 /// Why the local store could not do it.
 #[derive(Debug, thiserror::Error)]
@@ -85,6 +91,7 @@ pub enum Local {
 
 /// The local objects of one drive.
 pub struct Store {
+    medium: Arc<dyn Medium>,
     outbox: Outbox,
     cache: Cache,
     index: Index,
@@ -93,26 +100,22 @@ pub struct Store {
 }
 
 impl Store {
-    /// Opens `outbox/`, `cache/` and `state.redb` under `dir`; scans what the index may not know.
-    pub fn open(dir: &Path, cache_budget: u64) -> Result<Self, StoreError> {
-        let (outbox_dir, cache_dir) = (dir.join("outbox"), dir.join("cache"));
-        for dir in [&outbox_dir, &cache_dir] {
-            std::fs::create_dir_all(dir)
-                .map_err(|e| StoreError::Io("creating a pack directory", e))?;
-        }
-        File::open(dir)
-            .and_then(|d| d.sync_all())
+    /// Opens `outbox/`, `cache/` and `state.redb` in the drive's state directory; scans what the index may not know.
+    pub fn open(medium: Arc<dyn Medium>, cache_budget: u64) -> Result<Self, StoreError> {
+        let directory = |name| {
+            let made = medium.directory(name);
+            made.map_err(|e| StoreError::Io("creating a pack directory", e))
+        };
+        let (outbox_dir, cache_dir) = (directory(OUTBOX)?, directory(CACHE)?);
+        medium
+            .sync_dir()
             .map_err(|e| StoreError::Io("syncing the state directory", e))?;
-        let index = Index::open(&dir.join("state.redb"))?;
+        let index = Index::open(&*medium, INDEX)?;
         let marks = index.marks()?;
-        let in_outbox = packs_in(&outbox_dir)?;
-        let in_cache = packs_in(&cache_dir)?;
-        let last = in_outbox
-            .iter()
-            .chain(&in_cache)
-            .map(|(n, _)| *n)
-            .max()
-            .unwrap_or(0);
+        let in_outbox = packs_in(&*outbox_dir)?;
+        let in_cache = packs_in(&*cache_dir)?;
+        let newest = in_outbox.last().max(in_cache.last());
+        let last = newest.copied().unwrap_or(0);
         let next = (last + 1)
             .max(marks.indexed_below)
             .max(marks.acknowledged.pack + 1)
@@ -125,13 +128,14 @@ impl Store {
                     .unwrap_or(0),
             );
         let numbers = Arc::new(PackNumbers(AtomicU64::new(next)));
-        let cached = open_cached(&in_cache, &index, marks.indexed_below)?;
-        let cache = Cache::open(&cache_dir, Arc::clone(&numbers), cache_budget, cached);
+        let cached = open_cached(&*cache_dir, &in_cache, &index, marks.indexed_below)?;
+        let cache = Cache::open(cache_dir, Arc::clone(&numbers), cache_budget, cached);
         let (outbox, mut lost) = Outbox::open(
-            &outbox_dir,
+            outbox_dir,
             Arc::clone(&numbers),
             marks.acknowledged,
             &marks.durable,
+            marks.indexed_below,
             &in_outbox,
         )?;
         lost.extend(packs_gone(&marks, &in_outbox, &in_cache));
@@ -143,6 +147,7 @@ impl Store {
             index.put(sid, Row::Local(place));
         }
         let store = Self {
+            medium,
             outbox,
             cache,
             index,
@@ -285,6 +290,11 @@ impl Store {
 
     /// Makes the index durable as far as the packs are. Goes with a checkpoint.
     pub fn save_index(&self) -> Result<(), StoreError> {
+        self.save_index_with(self.outbox.durable())
+    }
+
+    /// `durable` are the outbox packs that are to be missed from now on if they are gone.
+    fn save_index_with(&self, durable: Vec<Position>) -> Result<(), StoreError> {
         let synced = self.outbox.synced();
         let next = self.numbers.0.load(Ordering::SeqCst);
         // A pack that is open, or whose last rows still wait for an fsync, is scanned again after a crash.
@@ -304,17 +314,26 @@ impl Store {
             Some(Marks {
                 indexed_below,
                 acknowledged,
-                durable: self.outbox.durable(),
+                durable,
             }),
         )?;
         Ok(())
+    }
+
+    /// The outbox is about to be set aside, whole: its objects are not known here any more. Without this a later write
+    /// of the same content would be taken for one that the server has.
+    pub fn disown_outbox(&self) -> Result<(), StoreError> {
+        for (sid, _) in self.outbox.places() {
+            self.index.put(sid, Row::Gone);
+        }
+        self.save_index_with(Vec::new())
     }
 
     /// Moves what is acknowledged and covered by a durable commit up to `committed` into the cache.
     pub fn retire(&self, committed: Position) -> Result<(), StoreError> {
         // What may be evicted from now on must not be missed as an outbox pack after a crash.
         self.save_index()?;
-        for pack in self.outbox.retire(committed, self.cache.dir())? {
+        for pack in self.outbox.retire(committed, &*self.medium)? {
             let evicted = self.cache.adopt(pack);
             self.forget(evicted)?;
         }
@@ -346,7 +365,7 @@ impl Store {
 
     fn forget(&self, evicted: Vec<Evicted>) -> Result<(), StoreError> {
         for pack in evicted {
-            let sids = packfile::sids(&pack.file, pack.len)
+            let sids = packfile::sids(&*pack.file, pack.len)
                 .map_err(|e| StoreError::Io("reading an evicted pack", e))?;
             self.index.forget_pack(pack.number, sids.into_iter())?;
         }
@@ -361,33 +380,29 @@ impl Store {
     }
 }
 
-fn packs_in(dir: &Path) -> Result<Vec<(u64, PathBuf)>, StoreError> {
-    let broken = |e| StoreError::Io("listing packs", e);
-    let mut out = Vec::new();
-    for entry in std::fs::read_dir(dir).map_err(broken)? {
-        let path = entry.map_err(broken)?.path();
-        let number = path
-            .file_name()
-            .and_then(|n| n.to_str())
-            .and_then(|n| n.strip_suffix(".pack"));
-        if let Some(number) = number.and_then(|n| u64::from_str_radix(n, 16).ok()) {
-            out.push((number, path));
-        }
-    }
-    out.sort();
+/// Numbers of the packs in a directory, in order.
+fn packs_in(dir: &dyn Medium) -> Result<Vec<u64>, StoreError> {
+    let names = dir.list().map_err(|e| StoreError::Io("listing packs", e))?;
+    let number = |name: &String| {
+        let number = u64::from_str_radix(name.strip_suffix(".pack")?, 16).ok()?;
+        (packfile::file_name(number) == *name).then_some(number)
+    };
+    let mut out: Vec<u64> = names.iter().filter_map(number).collect();
+    out.sort_unstable();
     Ok(out)
 }
 
 fn open_cached(
-    found: &[(u64, PathBuf)],
+    dir: &dyn Medium,
+    found: &[u64],
     index: &Index,
     indexed_below: u64,
-) -> Result<Vec<(u64, File, u64)>, StoreError> {
+) -> Result<Vec<(u64, Arc<dyn MediumFile>, u64)>, StoreError> {
     let broken = |e| StoreError::Io("opening a cache pack", e);
     let mut out = Vec::with_capacity(found.len());
-    for (number, path) in found {
+    for number in found {
         if *number >= indexed_below {
-            let scan = packfile::recover(path).map_err(broken)?;
+            let scan = packfile::recover(dir, *number).map_err(broken)?;
             for entry in &scan.entries {
                 let place = Place {
                     pack: *number,
@@ -399,8 +414,8 @@ fn open_cached(
             }
             out.push((*number, scan.file, scan.len));
         } else {
-            let file = File::open(path).map_err(broken)?;
-            let len = file.metadata().map_err(broken)?.len();
+            let file = dir.open(&packfile::file_name(*number)).map_err(broken)?;
+            let len = file.len().map_err(broken)?;
             out.push((*number, file, len));
         }
     }

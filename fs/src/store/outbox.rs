@@ -5,33 +5,30 @@
 //! write(2), never an fsync. Called by `store/mod.rs`.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::io;
-use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
+use sealdrive_pack::{Medium, MediumFile};
 use sealdrive_proto::id::Sid;
 
 use super::lost::Lost;
 use super::packfile::{self, Entry, NOTE_LEN, PackWriter};
 use super::place::{Place, Position};
-use super::{PackNumbers, StoreError};
+use super::{CACHE, OUTBOX, PackNumbers, StoreError};
 
 /// A pack whose objects are all on the server and named by a commit: the only thing the cache can adopt and evict.
 pub(super) struct AckedPack {
     /// Pack number.
     pub(super) number: u64,
-    /// Where it lies now.
-    pub(super) path: PathBuf,
     /// Its file.
-    pub(super) file: Arc<File>,
+    pub(super) file: Arc<dyn MediumFile>,
     /// Bytes of the file.
     pub(super) len: u64,
 }
 
 struct OutPack {
-    file: Arc<File>,
+    file: Arc<dyn MediumFile>,
     entries: Vec<Entry>,
     len: u64,
 }
@@ -41,7 +38,7 @@ struct State {
     open: Option<PackWriter>,
     packs: BTreeMap<u64, OutPack>,
     /// Closed packs whose last bytes are not known to be durable.
-    unsynced: Vec<Arc<File>>,
+    unsynced: Vec<Arc<dyn MediumFile>>,
     synced: Position,
     acknowledged: Position,
     pending_bytes: u64,
@@ -61,7 +58,7 @@ pub struct Outgoing {
 
 /// The outbox of one drive.
 pub struct Outbox {
-    dir: PathBuf,
+    dir: Arc<dyn Medium>,
     numbers: Arc<PackNumbers>,
     state: Mutex<State>,
     syncing: Mutex<()>,
@@ -69,22 +66,27 @@ pub struct Outbox {
 
 impl Outbox {
     /// Opens every pack found, without their torn tails; `acknowledged` is where the upload had come to, `durable` how
-    /// far each pack was known to be durable. Also returns what is not there any more.
+    /// far each pack was known to be durable, and packs below `settled` are so as a whole. Also returns what is not
+    /// there any more.
     pub(super) fn open(
-        dir: &Path,
+        dir: Arc<dyn Medium>,
         numbers: Arc<PackNumbers>,
         acknowledged: Position,
         durable: &[Position],
-        found: &[(u64, PathBuf)],
+        settled: u64,
+        found: &[u64],
     ) -> Result<(Self, Vec<Lost>), StoreError> {
         let mut lost = Vec::new();
         let mut state = State {
             acknowledged,
             ..State::default()
         };
-        for (number, path) in found {
-            let scan = packfile::recover(path)
-                .map_err(|e| StoreError::Io("recovering an outbox pack", e))?;
+        for number in found {
+            let broken = |e| StoreError::Io("recovering an outbox pack", e);
+            if *number >= settled {
+                packfile::settle(&*dir, *number).map_err(broken)?;
+            }
+            let scan = packfile::recover(&*dir, *number).map_err(broken)?;
             lost.extend(Lost::of(*number, &scan, acknowledged, durable));
             for entry in &scan.entries {
                 if (Position::new(*number, entry.end())) > acknowledged {
@@ -96,14 +98,14 @@ impl Outbox {
             state.packs.insert(
                 *number,
                 OutPack {
-                    file: Arc::new(scan.file),
+                    file: scan.file,
                     entries: scan.entries,
                     len: scan.len,
                 },
             );
         }
         let outbox = Self {
-            dir: dir.to_owned(),
+            dir,
             numbers,
             state: Mutex::new(state),
             syncing: Mutex::new(()),
@@ -126,7 +128,7 @@ impl Outbox {
         if state.failed {
             return Err(StoreError::Failed);
         }
-        let appended = state.append(&self.dir, &self.numbers, sid, note, object);
+        let appended = state.append(&*self.dir, &self.numbers, sid, note, object);
         state.failed |= appended.is_err();
         appended.map_err(|e| StoreError::Io("appending to the outbox", e))
     }
@@ -145,7 +147,7 @@ impl Outbox {
                 .begin_sync()
                 .map_err(|e| StoreError::Io("writing the outbox", e))?
         };
-        let done = files.iter().try_for_each(|file| file.sync_data());
+        let done = files.iter().try_for_each(|file| file.sync());
         let mut state = self.state();
         // A failed fsync is never retried: the kernel may have dropped the pages and would report success next time.
         state.failed |= done.is_err();
@@ -180,7 +182,7 @@ impl Outbox {
             };
             Arc::clone(&pack.file)
         };
-        packfile::read(&file, place.offset, place.len)
+        packfile::read(&*file, place.offset, place.len)
             .map(Some)
             .map_err(|e| StoreError::Io("reading the outbox", e))
     }
@@ -196,7 +198,7 @@ impl Outbox {
             };
             Arc::clone(&pack.file)
         };
-        packfile::read_note(&file, place.offset)
+        packfile::read_note(&*file, place.offset)
             .map(Some)
             .map_err(broken)
     }
@@ -226,7 +228,7 @@ impl Outbox {
                 pack,
                 offset: entry.end(),
             };
-            match packfile::read(&file, entry.offset, entry.len) {
+            match packfile::read(&*file, entry.offset, entry.len) {
                 Ok(packfile::Read::Object(object)) => out.push(Outgoing {
                     sid: entry.sid,
                     end,
@@ -286,6 +288,7 @@ impl Outbox {
         let ends = state
             .packs
             .iter()
+            .filter(|(_, pack)| !pack.entries.is_empty())
             .map(|(number, pack)| Position::new(*number, pack.len));
         let durable = |end: Position| match end.pack == state.synced.pack {
             true => end.min(state.synced),
@@ -318,11 +321,12 @@ impl Outbox {
         self.state().packs.values().map(|p| p.len).sum()
     }
 
-    /// Moves the packs that end before `committed` into `cache_dir`; `committed` is how far a durable commit reaches.
+    /// Moves the packs that end before `committed`, which is how far a durable commit reaches, from here to the cache,
+    /// both being directories of `state`.
     pub(super) fn retire(
         &self,
         committed: Position,
-        cache_dir: &Path,
+        state: &dyn Medium,
     ) -> Result<Vec<AckedPack>, StoreError> {
         let ready: Vec<u64> = {
             let state = self.state();
@@ -336,13 +340,13 @@ impl Outbox {
         };
         let mut out = Vec::with_capacity(ready.len());
         for number in ready {
-            let path = cache_dir.join(packfile::file_name(number));
-            std::fs::rename(self.dir.join(packfile::file_name(number)), &path)
+            let name = packfile::file_name(number);
+            state
+                .rename(&format!("{OUTBOX}/{name}"), &format!("{CACHE}/{name}"))
                 .map_err(|e| StoreError::Io("moving a pack to the cache", e))?;
             if let Some(pack) = self.state().packs.remove(&number) {
                 out.push(AckedPack {
                     number,
-                    path,
                     file: pack.file,
                     len: pack.len,
                 });
@@ -381,7 +385,7 @@ impl Outbox {
 impl State {
     fn append(
         &mut self,
-        dir: &Path,
+        dir: &dyn Medium,
         numbers: &PackNumbers,
         sid: Sid,
         note: &[u8; NOTE_LEN],
@@ -432,7 +436,7 @@ impl State {
         Ok(())
     }
 
-    fn begin_sync(&mut self) -> io::Result<(Vec<Arc<File>>, Position)> {
+    fn begin_sync(&mut self) -> io::Result<(Vec<Arc<dyn MediumFile>>, Position)> {
         let mut files = std::mem::take(&mut self.unsynced);
         if let Some(open) = &mut self.open {
             open.flush()?;
@@ -461,7 +465,7 @@ impl State {
         &mut self,
         cursor: Position,
         max_bytes: usize,
-    ) -> io::Result<Vec<(u64, Entry, Arc<File>)>> {
+    ) -> io::Result<Vec<(u64, Entry, Arc<dyn MediumFile>)>> {
         let mut out = Vec::new();
         let mut bytes = 0;
         'packs: for (number, pack) in self.packs.range(cursor.pack..) {

@@ -5,15 +5,13 @@
 //! the object is (zeros in copies from the server). What follows the last good record is a torn tail and is ignored; a
 //! recovered pack is never appended to. Called by outbox and cache.
 
-use std::fs::{File, OpenOptions};
-use std::io;
-use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::io::{self, IoSlice};
 use std::sync::Arc;
 
 use bytes::Bytes;
 use sealdrive_core::local::RECORD_OVERHEAD;
 use sealdrive_core::reference::Reference;
+use sealdrive_pack::{Medium, MediumFile};
 use sealdrive_proto::id::Sid;
 use sealdrive_proto::limits::MAX_OBJECT;
 
@@ -55,7 +53,7 @@ pub(super) fn file_name(number: u64) -> String {
 
 /// The pack being written.
 pub(super) struct PackWriter {
-    file: Arc<File>,
+    file: Arc<dyn MediumFile>,
     number: u64,
     written: u64,
     buffer: Vec<u8>,
@@ -63,18 +61,13 @@ pub(super) struct PackWriter {
 
 impl PackWriter {
     /// Creates the file; file and directory entry are durable on return, so that a later fdatasync is enough.
-    pub(super) fn create(dir: &Path, number: u64) -> io::Result<Self> {
-        let path = dir.join(file_name(number));
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create_new(true)
-            .open(path)?;
-        file.write_all_at(MAGIC, 0)?;
-        file.sync_all()?;
-        File::open(dir)?.sync_all()?;
+    pub(super) fn create(dir: &dyn Medium, number: u64) -> io::Result<Self> {
+        let file = dir.create(&file_name(number))?;
+        file.append(0, &mut [IoSlice::new(MAGIC)])?;
+        file.sync()?;
+        dir.sync_dir()?;
         Ok(Self {
-            file: Arc::new(file),
+            file,
             number,
             written: MAGIC.len() as u64,
             buffer: Vec::new(),
@@ -112,13 +105,14 @@ impl PackWriter {
 
     /// Hands the buffer to the kernel.
     pub(super) fn flush(&mut self) -> io::Result<()> {
-        self.file.write_all_at(&self.buffer, self.written)?;
+        self.file
+            .append(self.written, &mut [IoSlice::new(&self.buffer)])?;
         self.written += self.buffer.len() as u64;
         self.buffer.clear();
         Ok(())
     }
 
-    pub(super) fn file(&self) -> Arc<File> {
+    pub(super) fn file(&self) -> Arc<dyn MediumFile> {
         Arc::clone(&self.file)
     }
 
@@ -147,16 +141,16 @@ fn checksum(sid: &Sid, note: &[u8; NOTE_LEN], object: &[u8]) -> u32 {
 }
 
 /// The note of a record whose checksum was good before.
-pub(super) fn read_note(file: &File, offset: u64) -> io::Result<[u8; NOTE_LEN]> {
+pub(super) fn read_note(file: &dyn MediumFile, offset: u64) -> io::Result<[u8; NOTE_LEN]> {
     let mut note = [0; NOTE_LEN];
-    file.read_exact_at(&mut note, offset + NOTE_AT)?;
+    file.read_at(&mut note, offset + NOTE_AT)?;
     Ok(note)
 }
 
 /// Reads one object and checks its checksum.
-pub(super) fn read(file: &File, offset: u64, len: u32) -> io::Result<Read> {
+pub(super) fn read(file: &dyn MediumFile, offset: u64, len: u32) -> io::Result<Read> {
     let mut record = vec![0; RECORD_HEADER as usize + len as usize];
-    match file.read_exact_at(&mut record, offset) {
+    match file.read_at(&mut record, offset) {
         Ok(()) => {}
         Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => return Ok(Read::Damaged),
         Err(e) => return Err(e),
@@ -172,9 +166,17 @@ pub(super) fn read(file: &File, offset: u64, len: u32) -> io::Result<Read> {
     })
 }
 
+/// Makes durable what a process that was killed may have left in memory only, and forgets what memory holds: pages
+/// whose write failed look clean. What is read afterwards survives a power cut.
+pub(super) fn settle(dir: &dyn Medium, number: u64) -> io::Result<()> {
+    let file = dir.open(&file_name(number))?;
+    file.sync()?;
+    file.drop_cache()
+}
+
 /// What recovery found in a pack.
 pub(super) struct Scan {
-    pub(super) file: File,
+    pub(super) file: Arc<dyn MediumFile>,
     pub(super) entries: Vec<Entry>,
     /// Records that fail their checksum and have good ones after them: rot, or writes that a power cut reordered.
     pub(super) damaged: Vec<Entry>,
@@ -189,28 +191,28 @@ pub(super) struct Scan {
 /// Reads all records in order and checks them. What follows the last good one is a torn tail; nothing is cut off,
 /// because a recovered pack is never appended to. A damaged length must not hide what follows it: the next record is
 /// then looked for.
-pub(super) fn recover(path: &Path) -> io::Result<Scan> {
-    let file = File::open(path)?;
-    let size = file.metadata()?.len();
+pub(super) fn recover(dir: &dyn Medium, number: u64) -> io::Result<Scan> {
+    let file = dir.open(&file_name(number))?;
+    let size = file.len()?;
     let mut scan = Scan {
         file,
         entries: Vec::new(),
         damaged: Vec::new(),
         doubtful: Vec::new(),
         gaps: 0,
-        len: 0,
+        len: size.min(MAGIC.len() as u64),
     };
     let mut at = MAGIC.len() as u64;
     let mut gaps = 0;
     loop {
-        let step = match record_header(&scan.file, at, size)? {
+        let step = match record_header(&*scan.file, at, size)? {
             Some((len, sid)) => {
                 let entry = Entry {
                     sid,
                     offset: at,
                     len,
                 };
-                match read(&scan.file, at, len)? {
+                match read(&*scan.file, at, len)? {
                     Read::Object(_) => {
                         scan.damaged.append(&mut scan.doubtful);
                         scan.gaps += std::mem::take(&mut gaps);
@@ -224,7 +226,12 @@ pub(super) fn recover(path: &Path) -> io::Result<Scan> {
             }
             None => None,
         };
-        let Some(next) = next_record(&scan.file, at + 1, size)? else {
+        let after = match &step {
+            Some(entry) if is_good(&*scan.file, entry.end(), size)? => Some(entry.end()),
+            _ => None,
+        };
+        let found = next_record(&*scan.file, at + 1, size)?;
+        let Some(next) = after.into_iter().chain(found).min() else {
             scan.doubtful.extend(step);
             return Ok(scan);
         };
@@ -238,18 +245,16 @@ pub(super) fn recover(path: &Path) -> io::Result<Scan> {
 }
 
 /// The next offset, at or behind `from`, where a good record stands: found by the beginning of its object.
-fn next_record(file: &File, from: u64, size: u64) -> io::Result<Option<u64>> {
+fn next_record(file: &dyn MediumFile, from: u64, size: u64) -> io::Result<Option<u64>> {
     let mut block = vec![0; APPEND_BUFFER];
     let mut at = from + RECORD_HEADER;
     while at + OBJECT_START.len() as u64 <= size {
         let take = block.len().min((size - at) as usize);
-        file.read_exact_at(&mut block[..take], at)?;
+        file.read_at(&mut block[..take], at)?;
         let places = block[..take].windows(OBJECT_START.len()).enumerate();
         for (place, _) in places.filter(|(_, bytes)| *bytes == OBJECT_START) {
             let start = at + place as u64 - RECORD_HEADER;
-            if let Some((len, _)) = record_header(file, start, size)?
-                && let Read::Object(_) = read(file, start, len)?
-            {
+            if is_good(file, start, size)? {
                 return Ok(Some(start));
             }
         }
@@ -261,8 +266,15 @@ fn next_record(file: &File, from: u64, size: u64) -> io::Result<Option<u64>> {
     Ok(None)
 }
 
+fn is_good(file: &dyn MediumFile, at: u64, size: u64) -> io::Result<bool> {
+    let Some((len, _)) = record_header(file, at, size)? else {
+        return Ok(false);
+    };
+    Ok(matches!(read(file, at, len)?, Read::Object(_)))
+}
+
 /// Ids in a pack, from the record headers alone: for forgetting an evicted pack.
-pub(super) fn sids(file: &File, len: u64) -> io::Result<Vec<Sid>> {
+pub(super) fn sids(file: &dyn MediumFile, len: u64) -> io::Result<Vec<Sid>> {
     let mut out = Vec::new();
     let mut at = MAGIC.len() as u64;
     while at + RECORD_HEADER < len {
@@ -275,12 +287,12 @@ pub(super) fn sids(file: &File, len: u64) -> io::Result<Vec<Sid>> {
     Ok(out)
 }
 
-fn record_header(file: &File, at: u64, size: u64) -> io::Result<Option<(u32, Sid)>> {
+fn record_header(file: &dyn MediumFile, at: u64, size: u64) -> io::Result<Option<(u32, Sid)>> {
     let mut head = [0; RECORD_HEADER as usize];
     if at + RECORD_HEADER > size {
         return Ok(None);
     }
-    file.read_exact_at(&mut head, at)?;
+    file.read_at(&mut head, at)?;
     let len = u32::from_le_bytes([head[0], head[1], head[2], head[3]]);
     if len as usize > MAX_OBJECT || at + RECORD_HEADER + u64::from(len) > size {
         return Ok(None);
@@ -293,6 +305,8 @@ fn record_header(file: &File, at: u64, size: u64) -> io::Result<Option<(u32, Sid
 #[cfg(test)]
 mod tests {
     use super::*;
+    use sealdrive_pack::Directory;
+    use std::path::{Path, PathBuf};
 
     fn object(n: u8) -> Vec<u8> {
         let mut object = vec![n; 300 + usize::from(n)];
@@ -300,8 +314,8 @@ mod tests {
         object
     }
 
-    fn pack(dir: &Path) -> (Vec<Entry>, std::path::PathBuf) {
-        let mut writer = PackWriter::create(dir, 1).unwrap();
+    fn pack(dir: &Path) -> (Vec<Entry>, PathBuf) {
+        let mut writer = PackWriter::create(&Directory::open(dir).unwrap(), 1).unwrap();
         let entries = (0..4)
             .map(|n| {
                 writer
@@ -311,6 +325,10 @@ mod tests {
             .collect();
         writer.flush().unwrap();
         (entries, dir.join(file_name(1)))
+    }
+
+    fn recovered(dir: &Path) -> Scan {
+        recover(&Directory::open(dir).unwrap(), 1).unwrap()
     }
 
     /// A flipped bit in a length hid all records behind it: they were never sent, and the commit that named them was.
@@ -323,7 +341,7 @@ mod tests {
             let mut bad = good.clone();
             bad[at] ^= 1;
             std::fs::write(&path, bad).unwrap();
-            let scan = recover(&path).unwrap();
+            let scan = recovered(dir.path());
             let hit = entries
                 .iter()
                 .position(|e| (e.offset..e.end()).contains(&(at as u64)));
@@ -344,7 +362,7 @@ mod tests {
         let good = std::fs::read(&path).unwrap();
         for len in 0..good.len() {
             std::fs::write(&path, &good[..len]).unwrap();
-            let scan = recover(&path).unwrap();
+            let scan = recovered(dir.path());
             let whole = entries.iter().filter(|e| e.end() <= len as u64).count();
             assert_eq!(scan.entries, entries[..whole], "{len} bytes");
             assert!(scan.damaged.is_empty() && scan.gaps == 0, "{len} bytes");

@@ -98,7 +98,8 @@ impl World {
 fn tampered<T>(result: Result<T, AccountError>) -> bool {
     matches!(
         result,
-        Err(AccountError::Tampered(_) | AccountError::Remote(RemoteError::Tampered(_)))
+        Err(AccountError::Tampered(_)
+            | AccountError::Remote(RemoteError::Tampered(_) | RemoteError::WrongServer(_)))
     )
 }
 

@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use sealdrive::drive::{Answer, Drive, DriveError, Job, JobDone, Placed, Progress, Settle};
-use sealdrive::fuse::{Backing, BackingError, Space};
+use sealdrive::fuse::{Backing, BackingError, ChunkNow, Space};
 use sealdrive_core::merge;
 use sealdrive_core::node::Node;
 use sealdrive_core::record::{Extent, Ino, Time};
@@ -165,6 +165,7 @@ impl Double {
         self.drive
             .take_log(sealdrive::drive::LogData::None)
             .unwrap();
+        self.drive.log_durable();
         self.drive.stall();
         let frozen = loop {
             self.write_back(Settle::All);
@@ -305,12 +306,14 @@ impl Backing for Double {
         Ok(())
     }
 
-    fn chunk_local(&self, reference: &Reference) -> Result<Option<Bytes>, BackingError> {
+    fn chunk_now(&self, reference: &Reference) -> ChunkNow {
         if self.far.load(Ordering::Relaxed) {
-            return Ok(None);
+            return ChunkNow::Far;
         }
-        self.chunk(reference, Instant::now() + Duration::from_secs(60))
-            .map(Some)
+        match self.chunk(reference, Instant::now()) {
+            Ok(plain) => ChunkNow::Ready(plain),
+            Err(_) => ChunkNow::Near,
+        }
     }
 
     fn chunk(&self, reference: &Reference, deadline: Instant) -> Result<Bytes, BackingError> {
@@ -348,7 +351,7 @@ impl Backing for Double {
             Progress::Dirty => "dirty",
             Progress::Journaled => "journaled",
             Progress::Checkpointing => "sent",
-            Progress::InTree => "committed",
+            Progress::InTree | Progress::InCommit => "committed",
         })
     }
 
@@ -369,7 +372,7 @@ impl Backing for Double {
     fn shutdown(
         &self,
         _deadline: Instant,
-        progress: &mut dyn FnMut(u64),
+        progress: &mut dyn FnMut(u64) -> bool,
     ) -> Result<u64, BackingError> {
         progress(self.drive.dirty_bytes());
         self.checkpoint();

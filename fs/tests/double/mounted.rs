@@ -46,6 +46,7 @@ impl Mounted {
             mountpoint: place.path().to_owned(),
             options: MountOptions::parse([options]).0,
             drain_limit: Duration::from_secs(20),
+            umount_wait: None,
         };
         let (ready, up) = mpsc::channel();
         let backing = Arc::clone(&double);

@@ -164,7 +164,7 @@ impl World {
         for piece in &job.pieces {
             if piece.whole {
                 let digest = *blake3::hash(&piece.data).as_bytes();
-                if self.drive.dedup(piece, &digest) {
+                if self.drive.dedup(piece, &digest).unwrap_or(false) {
                     self.shared += 1;
                     continue;
                 }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ed25519_dalek::SigningKey;
-use sealdrive::drive::{Answer, Cred, Drive, DriveError, NewNode, PlanPiece, SetAttr};
+use sealdrive::drive::{Answer, Cred, Drive, DriveError, Errno, NewNode, PlanPiece, SetAttr};
 use sealdrive::engine::{CrashPoints, Engine, EngineConfig, EngineError};
 use sealdrive_core::keys::{DomainKeys, DomainSecrets};
 use sealdrive_core::local::LocalKeys;
@@ -179,7 +179,11 @@ impl Machine {
     pub fn op<T>(&self, mut f: impl FnMut(&Drive) -> Answer<T>) -> Answer<T> {
         loop {
             match f(self.drive()) {
-                Err(DriveError::Missing(r)) => self.engine.node(&r, soon(10)).expect("node"),
+                Err(DriveError::Missing(r)) => {
+                    if self.engine.node(&r, soon(10)).is_err() {
+                        return Err(Errno::EIO.into());
+                    }
+                }
                 done => return done,
             }
         }

@@ -16,7 +16,7 @@ use sealdrive_proto::id::{CommitHash, DeviceId, Sid};
 use tokio::sync::mpsc;
 
 /// What the server holds, shared by all devices.
-#[derive(Default)]
+#[derive(Default, Clone)]
 pub struct Disk {
     pub objects: HashMap<Sid, Bytes>,
     pub commits: Vec<(Bytes, Bytes)>,
@@ -53,6 +53,14 @@ impl MemoryServer {
 
     pub fn disk(&self) -> MutexGuard<'_, Disk> {
         self.disk.lock().unwrap()
+    }
+
+    /// Another server that holds the same now.
+    pub fn snapshot(&self) -> Arc<Self> {
+        Arc::new(Self {
+            disk: Mutex::new(self.disk().clone()),
+            faults: Faults::default(),
+        })
     }
 
     /// A connection for one device.

@@ -1,10 +1,10 @@
 //! `Medium` on a directory of the operating system.
 //!
-//! Invariant: every system call of the pack format is here. Called through the trait.
+//! Invariant: every system call that makes something durable, on either side, is here. Called through the trait.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, IoSlice};
-use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -31,6 +31,12 @@ impl Directory {
             handle,
         })
     }
+
+    /// Opens a directory, making it (and those above it) for its owner alone if it is not there.
+    pub fn create(path: &Path) -> io::Result<Self> {
+        DirBuilder::new().recursive(true).mode(0o700).create(path)?;
+        Self::open(path)
+    }
 }
 
 impl Medium for Directory {
@@ -51,6 +57,10 @@ impl Medium for Directory {
             .write(true)
             .open(self.path.join(name))?;
         Ok(Arc::new(DiskFile(file)))
+    }
+
+    fn directory(&self, name: &str) -> io::Result<Arc<dyn Medium>> {
+        Ok(Arc::new(Self::create(&self.path.join(name))?))
     }
 
     fn list(&self) -> io::Result<Vec<String>> {
@@ -102,6 +112,10 @@ impl MediumFile for DiskFile {
         Ok(())
     }
 
+    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        self.0.write_all_at(bytes, offset)
+    }
+
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
         self.0.read_exact_at(buffer, offset)
     }
@@ -116,6 +130,15 @@ impl MediumFile for DiskFile {
 
     fn len(&self) -> io::Result<u64> {
         self.0.metadata().map(|meta| meta.len())
+    }
+
+    fn try_lock(&self) -> io::Result<bool> {
+        use rustix::fs::{FlockOperation, flock};
+        match flock(&self.0, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(true),
+            Err(rustix::io::Errno::WOULDBLOCK) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
     }
 
     fn drop_cache(&self) -> io::Result<()> {
@@ -156,5 +179,42 @@ mod tests {
         assert!(medium.create("x").is_err());
         assert!(medium.open("y").is_err());
         assert!(medium.free().unwrap() > 0);
+    }
+
+    #[test]
+    fn files_move_between_directories_and_are_replaced_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let medium = Directory::create(&dir.path().join("a/b")).unwrap();
+        let (one, two) = (
+            medium.directory("one").unwrap(),
+            medium.directory("two").unwrap(),
+        );
+        one.replace("x", b"old").unwrap();
+        one.create("x.new").unwrap();
+        one.replace("x", b"newer").unwrap();
+        assert_eq!(
+            (one.read("x").unwrap(), one.list().unwrap()),
+            (b"newer".to_vec(), vec!["x".to_owned()])
+        );
+        medium.rename("one/x", "two/y").unwrap();
+        assert!(one.list().unwrap().is_empty());
+        let file = two.open_or_create("y").unwrap();
+        file.write_at(b"!", 6).unwrap();
+        assert_eq!(two.read("y").unwrap(), b"newer\0!");
+        assert!(two.open_or_create("z").unwrap().is_empty().unwrap());
+    }
+
+    #[test]
+    fn a_lock_excludes_other_handles_until_its_own_goes() {
+        let dir = tempfile::tempdir().unwrap();
+        let medium = Directory::open(dir.path()).unwrap();
+        let (one, two) = (
+            medium.open_or_create("lock").unwrap(),
+            medium.open_or_create("lock").unwrap(),
+        );
+        assert!(one.try_lock().unwrap() && one.try_lock().unwrap());
+        assert!(!two.try_lock().unwrap());
+        drop(one);
+        assert!(two.try_lock().unwrap());
     }
 }

@@ -1,8 +1,8 @@
-//! The disk as packs see it: one directory of flat names.
+//! The disk as everything durable sees it: a directory of files, and directories in it.
 //!
 //! Invariant asked of an implementation: what was synced survives a power cut; everything else may be lost, in any
-//! order, in units as small as a byte. Names need `sync_dir`. Called by this crate and by whoever owns a directory of
-//! packs; implemented by `Directory` (file.rs) and by the simulated disks of the tests.
+//! order, in units as small as a byte. Names need `sync_dir`. Called by this crate, by the client's store and journal
+//! and by the server's; implemented by `Directory` (file.rs) and by the simulated disks of the tests.
 
 use std::io::{self, ErrorKind, IoSlice};
 use std::sync::Arc;
@@ -13,9 +13,12 @@ pub trait Medium: Send + Sync + 'static {
     fn create(&self, name: &str) -> io::Result<Arc<dyn MediumFile>>;
     /// Opens a file that exists.
     fn open(&self, name: &str) -> io::Result<Arc<dyn MediumFile>>;
-    /// Names of all files, in any order.
+    /// A directory in this one, private to its owner; made if it is not there. Its name needs `sync_dir` of this one.
+    fn directory(&self, name: &str) -> io::Result<Arc<dyn Medium>>;
+    /// Names of all files and directories, in any order.
     fn list(&self) -> io::Result<Vec<String>>;
-    /// Gives a file another name; an existing file of that name is replaced.
+    /// Gives a file another name; an existing file of that name is replaced. Either name may be `directory/name`: the
+    /// file moves in one step, and is never in both or in neither.
     fn rename(&self, from: &str, to: &str) -> io::Result<()>;
     /// Removes a file.
     fn remove(&self, name: &str) -> io::Result<()>;
@@ -23,17 +26,58 @@ pub trait Medium: Send + Sync + 'static {
     fn sync_dir(&self) -> io::Result<()>;
     /// Bytes that can still be written here.
     fn free(&self) -> io::Result<u64>;
+
+    /// The whole content of a file.
+    fn read(&self, name: &str) -> io::Result<Vec<u8>> {
+        let file = self.open(name)?;
+        let len = usize::try_from(file.len()?).map_err(io::Error::other)?;
+        let mut content = vec![0; len];
+        file.read_at(&mut content, 0)?;
+        Ok(content)
+    }
+
+    /// Opens a file, making an empty one if there is none.
+    fn open_or_create(&self, name: &str) -> io::Result<Arc<dyn MediumFile>> {
+        loop {
+            match self.open(name) {
+                Err(e) if e.kind() == ErrorKind::NotFound => {}
+                done => return done,
+            }
+            match self.create(name) {
+                // Somebody else was quicker.
+                Err(e) if e.kind() == ErrorKind::AlreadyExists => {}
+                done => return done,
+            }
+        }
+    }
+
+    /// Gives a file this content, durably and whole: a power cut on the way leaves the old content, or no file if there
+    /// was none. Uses the name with `.new` behind it.
+    fn replace(&self, name: &str, content: &[u8]) -> io::Result<()> {
+        let fresh = format!("{name}.new");
+        match self.remove(&fresh) {
+            Err(e) if e.kind() != ErrorKind::NotFound => return Err(e),
+            _ => {}
+        }
+        let file = self.create(&fresh)?;
+        file.append(0, &mut [IoSlice::new(content)])?;
+        file.sync()?;
+        self.rename(&fresh, name)?;
+        self.sync_dir()
+    }
 }
 
 /// One open file.
 pub trait MediumFile: Send + Sync {
     /// Writes all parts one after another at the end of the file, which is at `end`.
     fn append(&self, end: u64, parts: &mut [IoSlice<'_>]) -> io::Result<()>;
+    /// Writes over what is at `offset`, or past the end; a gap reads as zeros.
+    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()>;
     /// Fills the buffer from `offset`; `UnexpectedEof` if the file ends before.
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()>;
     /// Makes content and length durable. A failure is final: the pages may be clean and lost.
     fn sync(&self) -> io::Result<()>;
-    /// Cuts the file to `len` bytes.
+    /// Gives the file this length: cuts it, or adds zeros.
     fn truncate(&self, len: u64) -> io::Result<()>;
     /// Length, bytes.
     fn len(&self) -> io::Result<u64>;
@@ -41,6 +85,9 @@ pub trait MediumFile: Send + Sync {
     fn is_empty(&self) -> io::Result<bool> {
         self.len().map(|len| len == 0)
     }
+    /// Takes the file for this handle alone, until the handle goes: false if another has it, in this process or
+    /// another.
+    fn try_lock(&self) -> io::Result<bool>;
     /// Makes later reads come from the disk itself, as far as that can be had: pages whose write failed look clean.
     fn drop_cache(&self) -> io::Result<()> {
         Ok(())

@@ -327,6 +327,12 @@ impl MediumFile for Troubled {
             self.0.sync()
         }
     }
+    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        self.0.write_at(bytes, offset)
+    }
+    fn try_lock(&self) -> io::Result<bool> {
+        self.0.try_lock()
+    }
     fn truncate(&self, len: u64) -> io::Result<()> {
         self.0.truncate(len)
     }
@@ -346,6 +352,9 @@ impl Medium for TroubledDir {
     }
     fn open(&self, name: &str) -> io::Result<Arc<dyn MediumFile>> {
         Ok(Arc::new(Troubled(self.0.open(name)?, Arc::clone(&self.1))))
+    }
+    fn directory(&self, name: &str) -> io::Result<Arc<dyn Medium>> {
+        self.0.directory(name)
     }
     fn list(&self) -> io::Result<Vec<String>> {
         self.0.list()

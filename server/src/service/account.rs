@@ -77,7 +77,7 @@ impl v1::account_service_server::AccountService for Accounts {
         };
         let signature = transcript.sign_hello(self.0.identity.signing_key());
         let server_nonce = Bytes::copy_from_slice(&transcript.server_nonce);
-        if !self.0.sessions.challenge(transcript, now) {
+        if !self.0.sessions.challenge(transcript, clock::steady_ms()) {
             return Err(Status::unavailable("too many logins at once; try again"));
         }
         Ok(Response::new(v1::HelloResponse {
@@ -92,7 +92,7 @@ impl v1::account_service_server::AccountService for Accounts {
         let asked = request.into_inner();
         let refused = || Status::unauthenticated("the proof does not hold");
         let core = &self.0;
-        let now = clock::unix_ms();
+        let now = clock::steady_ms();
         let nonce: [u8; 32] = field(&asked.server_nonce, "server_nonce")?;
         let transcript = core.sessions.answer(&nonce, now).ok_or_else(refused)?;
         if transcript.binding != binding {

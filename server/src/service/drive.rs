@@ -155,7 +155,7 @@ impl v1::drive_service_server::DriveService for Drives {
                     &caller.device,
                     &call,
                     proof,
-                    clock::unix_ms(),
+                    clock::steady_ms(),
                 )
                 .map_err(book_status)?;
             Ok(match decision {

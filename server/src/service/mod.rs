@@ -44,7 +44,7 @@ fn caller<T>(core: &Core, request: &Request<T>) -> Result<Caller, Status> {
     let binding = peer(request)?.binding;
     let caller = core
         .sessions
-        .caller(&token, &binding, clock::unix_ms())
+        .caller(&token, &binding, clock::steady_ms())
         .ok_or_else(refused)?;
     core.book
         .login_key(&caller.account, caller.role, &caller.device)

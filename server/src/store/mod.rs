@@ -22,10 +22,22 @@ use sealdrive_pack::{Directory, Medium, PackError, Record, RecordKind};
 use sealdrive_proto::id::{DomainId, Sid};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 
-pub use self::open::{OpenError, Rebuilt, rebuild};
+pub use self::open::{OpenError, Rebuilt, rebuild, rebuild_on};
 use self::packs::Packs;
 use crate::index::{Index, IndexError, Row, RowKey};
 use crate::limits::{PACK_BYTES, QUEUE_BYTES, QUEUE_PUTS, RESERVE_BYTES};
+
+/// Every step of the ordering law, in the order in which a record meets them.
+pub const POINTS: &[&str] = &[
+    "server.created",
+    "server.appended",
+    "server.synced",
+    "server.before-ack",
+    "server.acked",
+    "server.before-index",
+    "server.indexed",
+    "server.sealed",
+];
 
 /// Called with the name of each step of the ordering law as it is reached. Nothing, outside tests.
 pub type CrashHook = Arc<dyn Fn(&'static str) + Send + Sync>;
@@ -53,6 +65,7 @@ impl Default for StoreOptions {
 
 impl StoreOptions {
     fn reached(&self, point: &'static str) {
+        debug_assert!(POINTS.contains(&point), "{point} is in the list");
         if let Some(hook) = &self.crash {
             hook(point);
         }
@@ -217,21 +230,25 @@ impl Store {
 
     /// Opens the store of a data directory, behaving as told.
     pub fn open_with(data: &Path, options: StoreOptions) -> Result<Opened, OpenError> {
-        let packs = data.join("packs");
-        std::fs::create_dir_all(&packs)?;
-        // The packs' directory itself must survive, or nothing in it does.
-        std::fs::File::open(data)?.sync_all()?;
-        Self::open_on(Arc::new(Directory::open(&packs)?), data, options)
+        Self::open_on(&Directory::open(data)?, options)
     }
 
-    /// Opens a store whose packs are on `medium` and whose index is a file in `data`: replays what the index lacks and
-    /// starts the threads.
-    pub fn open_on(
-        medium: Arc<dyn Medium>,
-        data: &Path,
+    /// The same on any medium.
+    pub fn open_on(data: &dyn Medium, options: StoreOptions) -> Result<Opened, OpenError> {
+        let packs = data.directory(open::PACKS)?;
+        // The packs' directory itself must survive, or nothing in it does.
+        data.sync_dir()?;
+        Self::open_split(packs, data, options)
+    }
+
+    /// Opens a store whose packs are on `packs` and whose index is on `data`: replays what the index lacks and starts
+    /// the threads.
+    pub fn open_split(
+        packs: Arc<dyn Medium>,
+        data: &dyn Medium,
         options: StoreOptions,
     ) -> Result<Opened, OpenError> {
-        let found = open::open(medium, &data.join(open::INDEX))?;
+        let found = open::open(packs, data, open::INDEX)?;
         let damage = found.damage;
         let control = control::read(&found.index, &found.packs)?;
         let shared = Arc::new(Shared {
@@ -378,6 +395,14 @@ impl Store {
     /// Rows in the index, without the tail, and bytes of objects.
     pub fn totals(&self) -> Result<(u64, u64), StoreError> {
         Ok(self.0.shared.index.totals()?)
+    }
+
+    /// Returns once writer and index have answered: that they are alive, and nothing else.
+    pub async fn pulse(&self) -> Result<(), StoreError> {
+        self.put(Vec::new()).await?;
+        self.read(RecordKind::Object, &[0; 32], &[0; 32])
+            .await
+            .map(drop)
     }
 
     /// Resolves when the store has stopped by itself, with the reason.

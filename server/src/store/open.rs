@@ -20,6 +20,8 @@ use crate::limits::INDEX_BATCH;
 
 /// Name of the index in the data directory.
 pub(super) const INDEX: &str = "index.redb";
+/// Directory of the packs in the data directory.
+pub(super) const PACKS: &str = "packs";
 /// Length of a pack without records, bytes.
 const EMPTY_PACK: u64 = 64;
 
@@ -45,8 +47,8 @@ pub enum OpenError {
     Stranger(u64),
     /// The index knows packs, and there is none.
     #[error(
-        "there are no packs, though pack {0:016x} was here; is the disk mounted? If they are lost, run rebuild-index to \
-         begin anew"
+        "there are no packs, though pack {0:016x} was here; is the disk mounted? If they are lost, run \
+         rebuild-index to begin anew"
     )]
     Missing(u64),
 }
@@ -65,8 +67,13 @@ pub(super) struct Opened {
     pub(super) damage: usize,
 }
 
-pub(super) fn open(medium: Arc<dyn Medium>, index: &Path) -> Result<Opened, OpenError> {
-    let index = Index::open(index)?;
+/// `data` holds the index under the name `index`, `medium` the packs.
+pub(super) fn open(
+    medium: Arc<dyn Medium>,
+    data: &dyn Medium,
+    index: &str,
+) -> Result<Opened, OpenError> {
+    let index = Index::open(data, index)?;
     let ids = list(&*medium)?;
     let mut replay = Replay::new(&index)?;
     // The secret id of the store lives in its packs, so that they alone are enough, and in the index for a pack whose
@@ -295,18 +302,22 @@ pub struct Rebuilt {
 
 /// Makes the index of a data directory anew from the packs alone, and puts it in the place of the old one.
 pub fn rebuild(data: &Path) -> Result<Rebuilt, OpenError> {
-    let fresh = data.join("index.new");
-    match std::fs::remove_file(&fresh) {
+    rebuild_on(&Directory::open(data)?)
+}
+
+/// The same on any medium.
+pub fn rebuild_on(data: &dyn Medium) -> Result<Rebuilt, OpenError> {
+    const FRESH: &str = "index.new";
+    match data.remove(FRESH) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
         _ => {}
     }
-    let medium = Arc::new(Directory::open(&data.join("packs"))?);
     // An open pack is settled by the way, exactly as at start.
-    let opened = open(medium, &fresh)?;
+    let opened = open(data.directory(PACKS)?, data, FRESH)?;
     let rows = opened.index.totals()?.0;
     opened.index.close()?;
-    std::fs::rename(&fresh, data.join(INDEX))?;
-    std::fs::File::open(data)?.sync_all()?;
+    data.rename(FRESH, INDEX)?;
+    data.sync_dir()?;
     Ok(Rebuilt {
         rows,
         damage: opened.damage,

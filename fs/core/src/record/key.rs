@@ -286,6 +286,11 @@ impl<'a> KeyRef<'a> {
     }
 }
 
+/// The inode a key belongs to, without judging the rest; 0 for the drive's own records.
+pub fn ino_of(key: &[u8]) -> Ino {
+    key.first_chunk().map_or(0, |ino| Ino::from_be_bytes(*ino))
+}
+
 /// A name a directory may hold: 1–255 bytes, no `/`, no NUL, neither `.` nor `..`. Otherwise any bytes.
 pub fn valid_name(name: &[u8]) -> bool {
     (1..=NAME_MAX).contains(&name.len())

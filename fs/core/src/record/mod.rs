@@ -16,7 +16,7 @@ use std::sync::Arc;
 pub use dentry::Dentry;
 pub use extent::{Extent, INLINE_MAX};
 pub use inode::{FileKind, Inode, TARGET_MAX, Time};
-pub use key::{Ino, Key, KeyRange, KeyRef, MAX_KEY, NAME_MAX, ROOT, valid_name};
+pub use key::{Ino, Key, KeyRange, KeyRef, MAX_KEY, NAME_MAX, ROOT, ino_of, valid_name};
 pub use xattr::{XATTR_DIRECT_MAX, Xattr};
 
 use sealdrive_proto::limits::MAX_VALUE;

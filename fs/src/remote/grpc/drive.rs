@@ -46,7 +46,7 @@ impl Remote for Grpc {
                 lease_epoch,
                 gc_generation,
             };
-            self.line
+            self.bulk
                 .call(|ticket: Ticket| {
                     let open = open.clone();
                     async move {

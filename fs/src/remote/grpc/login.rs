@@ -111,7 +111,7 @@ pub(super) async fn hello(
         server_time_ms: answer.server_time_ms,
     };
     transcript.verify_hello(&answer.signature).map_err(|_| {
-        RemoteError::Tampered(format!(
+        RemoteError::WrongServer(format!(
             "{} does not hold the server's identity key",
             server.addr
         ))

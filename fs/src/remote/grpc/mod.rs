@@ -71,7 +71,10 @@ pub trait CallNumbers: Send + Sync + 'static {
 
 /// One drive on one server, as one device.
 pub struct Grpc {
+    /// Calls and fetches: what somebody waits for.
     line: Line,
+    /// Uploads, on a connection of their own, so that their bytes never stand before an answer in a socket's buffer.
+    bulk: Line,
     drive: DriveId,
     domain: DomainId,
     numbers: Arc<dyn CallNumbers>,
@@ -86,8 +89,10 @@ impl Grpc {
         domain: DomainId,
         numbers: Arc<dyn CallNumbers>,
     ) -> Self {
+        let identity = Arc::new(identity);
         Self {
-            line: Line::new(server, identity),
+            line: Line::new(server.clone(), Arc::clone(&identity)),
+            bulk: Line::new(server, identity),
             drive,
             domain,
             numbers,

@@ -120,7 +120,7 @@ impl Session {
 /// Keeps one logged-in connection to one server for one identity.
 pub(super) struct Line {
     pub(super) server: Server,
-    pub(super) identity: Identity,
+    pub(super) identity: Arc<Identity>,
     held: Mutex<Held>,
 }
 
@@ -131,10 +131,10 @@ struct Held {
 }
 
 impl Line {
-    pub(super) fn new(server: Server, identity: Identity) -> Self {
+    pub(super) fn new(server: Server, identity: impl Into<Arc<Identity>>) -> Self {
         Self {
             server,
-            identity,
+            identity: identity.into(),
             held: Mutex::default(),
         }
     }
@@ -186,7 +186,10 @@ impl Line {
     {
         let (session, _) = self.session().await?;
         let answer = within(call(session.channel.clone())).await;
-        if matches!(answer, Err(RemoteError::Unreachable(_))) {
+        if matches!(
+            answer,
+            Err(RemoteError::Unreachable(_) | RemoteError::WrongServer(_))
+        ) {
             self.drop_session(&session).await;
         }
         answer
@@ -218,7 +221,7 @@ impl Line {
             again = false;
             match attempt.await {
                 Err(RemoteError::Unauthenticated(_)) if retry => session.forget_token().await,
-                Err(error @ RemoteError::Unreachable(_)) => {
+                Err(error @ (RemoteError::Unreachable(_) | RemoteError::WrongServer(_))) => {
                     self.drop_session(&session).await;
                     if !retry {
                         return Err(error);

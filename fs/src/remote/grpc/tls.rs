@@ -90,7 +90,7 @@ async fn handshake(
                 .get_ref()
                 .and_then(|inner| inner.downcast_ref::<rustls::Error>());
             match inner {
-                Some(rustls::Error::InvalidCertificate(_)) => RemoteError::Tampered(format!(
+                Some(rustls::Error::InvalidCertificate(_)) => RemoteError::WrongServer(format!(
                     "{} shows another certificate than the one in the connect string",
                     server.addr
                 )),

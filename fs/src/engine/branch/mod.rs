@@ -1,0 +1,391 @@
+//! A branch: what a machine had not committed when another took its drive over. Set aside, listed, read back, dropped.
+//!
+//! Invariant: a branch is never sent, trimmed, evicted or written to: journal, outbox, checkpoint and signed commit lie
+//! as they were in a directory of their own, sealed as they were, until a person drops them. Called by the engine's
+//! open and by `sealdrive conflicts`.
+
+mod aside;
+mod export;
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::fs::File;
+use std::io;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustix::fs::{FlockOperation, flock};
+use sealdrive_core::diff::diff;
+use sealdrive_core::record::{FileKind, Ino, Key, ROOT, ino_of};
+use sealdrive_core::reference::Reference;
+use sealdrive_core::tree::{Nodes, Root};
+use sealdrive_core::view::{ReadError, View};
+use sealdrive_pack::{Directory, Medium};
+use serde::{Deserialize, Serialize};
+use tokio::runtime::Runtime;
+
+pub(super) use self::aside::{Diverged, finish, set_aside};
+pub use self::export::Exported;
+use super::EngineError;
+use super::blobs::{BlobError, Blobs};
+use super::config::EngineConfig;
+use super::events::Events;
+use super::fetch::Fetcher;
+use super::local::{Local, Owner};
+use super::open::Records;
+use crate::clock;
+use crate::drive::{Answer, Attr, Drive, DriveError};
+use crate::journal::{Purpose, Twin};
+use crate::limits::FETCH_DEADLINE;
+
+/// Where branches lie, below a drive's state directory.
+const DIR: &str = "conflicts";
+/// Suffix of one that is being moved: the next open finishes that first.
+const MOVING: &str = "moving";
+/// Suffix of one that was dropped and is being deleted.
+const DROPPED: &str = "dropped";
+
+/// What is known of a branch without reading it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Conflict {
+    /// Names it: when it was set aside, UTC.
+    pub id: String,
+    /// The same, milliseconds since 1970, this machine's clock.
+    pub at_ms: u64,
+    /// The device that wrote the drive instead, hex.
+    pub by: String,
+    /// What it is called.
+    pub by_name: String,
+    /// The restore point that this machine had made or seen last: the branch is what it did after it.
+    pub base_seq: u64,
+    /// The restore point the drive went on from.
+    pub head_seq: u64,
+    /// What changed; none if it could not be counted then.
+    pub counts: Option<Counts>,
+    /// The tree of `base_seq`, so that the branch knows what it changed; hex.
+    base: Option<String>,
+    /// Why it was set aside.
+    #[serde(default)]
+    pub cause: Cause,
+}
+
+/// Why a branch was set aside.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Cause {
+    /// Another device has written the drive meanwhile.
+    #[default]
+    TakenOver,
+    /// Part of its tree, which no server had yet, is damaged or gone.
+    Damaged,
+}
+
+/// What a branch holds that its base does not.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counts {
+    /// Files (also links, devices …) that are new or changed.
+    pub files: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Directories that are new or whose own attributes or names changed.
+    pub directories: u64,
+    /// Files and directories that were removed.
+    pub removed: u64,
+}
+
+/// One sentence about what was set aside.
+impl fmt::Display for Conflict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let what = match self.counts {
+            Some(counts) => format!("{} changed files ({} bytes)", counts.files, counts.bytes),
+            None => "what this machine had not sent".to_owned(),
+        };
+        if self.cause == Cause::Damaged {
+            return write!(
+                f,
+                "part of what only this machine had is damaged, so the drive goes on from restore point {}: {what} \
+                 were set aside as conflict {}, readable as far as they go; see `sealdrive conflicts`",
+                self.base_seq, self.id
+            );
+        }
+        write!(
+            f,
+            "machine {} has written this drive meanwhile: {what} were set aside as conflict {}; see `sealdrive conflicts`",
+            self.by_name, self.id
+        )
+    }
+}
+
+impl Conflict {
+    fn base(&self) -> Option<Root> {
+        let mut bytes = [0; Reference::LEN];
+        let hex = self
+            .base
+            .as_ref()
+            .filter(|hex| hex.len() == 2 * bytes.len())?;
+        for (at, byte) in bytes.iter_mut().enumerate() {
+            *byte = u8::from_str_radix(hex.get(2 * at..2 * at + 2)?, 16).ok()?;
+        }
+        Reference::decode(&bytes).map(Root)
+    }
+
+    fn set_base(&mut self, base: Option<Root>) {
+        let hex = |root: Root| {
+            root.0
+                .encode()
+                .iter()
+                .map(|byte| format!("{byte:02x}"))
+                .collect()
+        };
+        self.base = base.map(hex);
+    }
+}
+
+/// A branch's directory, as everything durable sees it.
+fn medium(dir: &Path) -> Result<Arc<dyn Medium>, EngineError> {
+    let opened = Directory::open(dir).map_err(broken("opening what was set aside"))?;
+    Ok(Arc::new(opened))
+}
+
+fn broken(what: &'static str) -> impl Fn(io::Error) -> EngineError {
+    move |error| EngineError::Io(what, error)
+}
+
+/// How many branches lie below a drive's state directory.
+pub fn count(dir: &Path) -> u64 {
+    names(dir).map_or(0, |names| names.len() as u64)
+}
+
+fn names(dir: &Path) -> io::Result<Vec<String>> {
+    let entries = match std::fs::read_dir(dir.join(DIR)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries?,
+    };
+    let mut names = Vec::new();
+    for entry in entries {
+        // Those with a suffix are on their way in or out.
+        let name = entry?.file_name().into_string().unwrap_or_default();
+        if !name.is_empty() && !name.contains('.') {
+            names.push(name);
+        }
+    }
+    names.sort();
+    Ok(names)
+}
+
+/// The branches of one drive, oldest first.
+pub fn list(config: &EngineConfig) -> Result<Vec<Conflict>, EngineError> {
+    let mut found = Vec::new();
+    for name in names(&config.dir).map_err(broken("listing what was set aside"))? {
+        found.push(read(config, &name)?);
+    }
+    Ok(found)
+}
+
+fn read(config: &EngineConfig, id: &str) -> Result<Conflict, EngineError> {
+    let (dir, local) = (config.dir.join(DIR).join(id), Arc::clone(&config.local));
+    let (_, record) = Twin::open(medium(&dir)?, config.drive, Purpose::Conflict, local)?;
+    let damaged = crate::journal::TwinError::Damaged("conflict");
+    let record = record.and_then(|bytes| serde_json::from_slice(&bytes).ok());
+    Ok(record.ok_or(damaged)?)
+}
+
+/// Deletes a branch for ever. The caller has asked whoever it belongs to.
+pub fn drop_branch(config: &EngineConfig, id: &str) -> Result<(), EngineError> {
+    let dir = config.dir.join(DIR);
+    let _lock = lock(&dir.join(id))?;
+    let gone = dir.join(format!("{id}.{DROPPED}"));
+    let dropped = std::fs::rename(dir.join(id), &gone).and_then(|()| File::open(&dir)?.sync_all());
+    dropped.map_err(broken("dropping what was set aside"))?;
+    std::fs::remove_dir_all(&gone).map_err(broken("deleting what was set aside"))
+}
+
+fn lock(dir: &Path) -> Result<File, EngineError> {
+    let file = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(dir.join("lock"))
+        .map_err(broken("opening what was set aside"))?;
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(file),
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(EngineError::BranchBusy),
+        Err(error) => Err(broken("locking what was set aside")(error.into())),
+    }
+}
+
+/// The state of a drive that is only read: checkpoint and journal over packs, without threads.
+pub(super) struct Reader {
+    drive: Drive,
+    blobs: Arc<Blobs>,
+    root: Option<Root>,
+    base: Option<Root>,
+}
+
+impl Reader {
+    fn new(local: &mut Local, base: Option<Root>) -> Self {
+        let checkpoint = local.records.found_checkpoint;
+        let (root, seq) = checkpoint.map_or((None, 0), |found| (found.root, found.seq));
+        let entries = local.replay.take_steps();
+        Self {
+            drive: Drive::recover(root, seq, entries),
+            blobs: Arc::clone(&local.blobs),
+            root,
+            base,
+        }
+    }
+
+    fn op<T>(&self, mut step: impl FnMut(&Drive) -> Answer<T>) -> Result<T, BranchError> {
+        loop {
+            match step(&self.drive) {
+                Err(DriveError::Missing(reference)) => {
+                    let node = self.blobs.node(&reference, clock::now() + FETCH_DEADLINE)?;
+                    self.drive.add_node(&reference, node);
+                }
+                Err(DriveError::Errno(errno)) => return Err(BranchError::Errno(errno)),
+                Ok(done) => return Ok(done),
+            }
+        }
+    }
+
+    /// Every inode with a record that the base has not, or has otherwise; what is gone is among them.
+    fn touched(&self) -> Result<BTreeSet<Ino>, BranchError> {
+        let mut touched: BTreeSet<Ino> = self.drive.touched().into_iter().collect();
+        let nodes: &dyn Nodes = &*self.blobs;
+        match (&self.base, &self.root) {
+            (Some(base), Some(root)) => diff(nodes, base, root, |difference| {
+                touched.insert(ino_of(difference.key));
+                ControlFlow::Continue(())
+            })
+            .map_err(|error| BranchError::from(ReadError::from(error)))?,
+            (None, Some(root)) => {
+                View::of_tree(root, nodes).range(&Key::everything(), |key, _| {
+                    touched.insert(ino_of(key));
+                    ControlFlow::Continue(())
+                })?;
+            }
+            (_, None) => {}
+        }
+        touched.remove(&0);
+        Ok(touched)
+    }
+
+    /// What changed and is there, and how much is gone. A directory counts if more of it changed than what is in it.
+    fn changes(&self) -> Result<(Vec<Attr>, Counts), BranchError> {
+        let (mut there, mut counts) = (Vec::new(), Counts::default());
+        for ino in self.touched()? {
+            match self.op(|drive| drive.getattr(ino)) {
+                Ok(attr) => {
+                    if attr.kind == FileKind::Directory {
+                        counts.directories += u64::from(ino != ROOT);
+                    } else {
+                        counts.files += 1;
+                        counts.bytes += attr.size;
+                    }
+                    there.push(attr);
+                }
+                Err(BranchError::Errno(errno)) if errno == crate::drive::Errno::ENOENT => {
+                    counts.removed += 1;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok((there, counts))
+    }
+}
+
+/// Why a branch cannot be read, or not be written out.
+#[derive(Debug, thiserror::Error)]
+pub enum BranchError {
+    /// It does not open.
+    #[error(transparent)]
+    Open(#[from] EngineError),
+    /// Something of it cannot be had.
+    #[error(transparent)]
+    Blob(#[from] BlobError),
+    /// A record of it cannot be read.
+    #[error("a record cannot be read ({})", .0.name())]
+    Errno(crate::drive::Errno),
+    /// The place to write it to.
+    #[error("{0}: {1}")]
+    Target(PathBuf, #[source] io::Error),
+    /// The target is in use.
+    #[error("{0} is there already and not empty")]
+    Occupied(PathBuf),
+}
+
+impl From<ReadError> for BranchError {
+    fn from(error: ReadError) -> Self {
+        match error {
+            ReadError::Missing(_) => Self::Blob(BlobError::Unreachable(
+                "the server is not reached".to_owned(),
+            )),
+            ReadError::Damaged => Self::Errno(crate::drive::Errno::EIO),
+        }
+    }
+}
+
+/// A branch, opened to be read.
+pub struct Branch {
+    reader: Reader,
+    conflict: Conflict,
+    // Held as long as it is read.
+    _local: Local,
+    _lock: File,
+    _runtime: Runtime,
+}
+
+impl Branch {
+    /// Opens one by its id. What it shares with the drive's history is fetched from the server when it is needed.
+    pub fn open(config: &EngineConfig, id: &str) -> Result<Self, EngineError> {
+        let dir = config.dir.join(DIR).join(id);
+        let lock = lock(&dir)?;
+        let conflict = read(config, id)?;
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .map_err(broken("starting the network thread"))?;
+        let remote = config.remote.as_ref();
+        let fetcher = remote.map(|remote| Fetcher::start(runtime.handle(), Arc::clone(remote)));
+        let events = Arc::<Events>::default();
+        let mut local = Local::open(&medium(&dir)?, &Owner::of(config), fetcher, &events)?;
+        Ok(Self {
+            reader: Reader::new(&mut local, conflict.base()),
+            conflict,
+            _local: local,
+            _lock: lock,
+            _runtime: runtime,
+        })
+    }
+
+    /// What was known of it when it was set aside.
+    pub fn conflict(&self) -> &Conflict {
+        &self.conflict
+    }
+
+    /// Writes what is new or changed into `target`, an empty directory or none yet, under the names it had, with all
+    /// attributes.
+    pub fn export(&self, target: &Path) -> Result<Exported, BranchError> {
+        export::write(&self.reader, target)
+    }
+}
+
+impl Owner {
+    pub(super) fn of(config: &EngineConfig) -> Self {
+        Self {
+            drive: config.drive,
+            keys: Arc::clone(&config.keys),
+            local: Arc::clone(&config.local),
+            cache_budget: config.cache_budget,
+            crash: config.crash.clone(),
+        }
+    }
+}
+
+/// Numbers this device has signed with, of a commit that goes with the branch: never used again.
+pub(super) fn signed(records: &Records) -> Option<sealdrive_proto::commit::CommitFields> {
+    let pending = records.found_commit.as_ref()?;
+    Some(pending.commit.fields().clone())
+}
