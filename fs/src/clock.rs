@@ -1,19 +1,21 @@
-//! The only file of this crate that may ask for the time or for randomness; everyone else gets them as arguments.
+//! The only file of this crate that asks for the time or for randomness; everyone else gets them as arguments.
 //!
 //! Invariant: randomness comes from the operating system. Called by the engine and the command line.
 
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Instant, UNIX_EPOCH};
+
+use sealdrive_runtime::time;
 
 /// Wall clock: milliseconds since 1970, 0 if the clock stands before it.
 pub fn wall_ms() -> u64 {
-    SystemTime::now()
+    time::wall()
         .duration_since(UNIX_EPOCH)
         .map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX))
 }
 
 /// Wall clock as seconds and nanoseconds since 1970, for file times.
 pub fn wall_ns() -> (i64, u32) {
-    match SystemTime::now().duration_since(UNIX_EPOCH) {
+    match time::wall().duration_since(UNIX_EPOCH) {
         Ok(d) => (
             i64::try_from(d.as_secs()).unwrap_or(i64::MAX),
             d.subsec_nanos(),
@@ -24,7 +26,7 @@ pub fn wall_ns() -> (i64, u32) {
 
 /// A clock that never goes back, for deadlines and intervals.
 pub fn now() -> Instant {
-    Instant::now()
+    time::now()
 }
 
 /// The operating system gave no randomness: nothing that needs keys or nonces can go on.
@@ -35,7 +37,7 @@ pub struct NoEntropy;
 /// Fresh random bytes.
 pub fn entropy<const N: usize>() -> Result<[u8; N], NoEntropy> {
     let mut out = [0; N];
-    getrandom::fill(&mut out).map_err(|_| NoEntropy)?;
+    sealdrive_runtime::entropy::fill(&mut out).map_err(|_| NoEntropy)?;
     Ok(out)
 }
 

@@ -7,6 +7,9 @@ use std::time::Duration;
 pub const PACK_SIZE: u64 = 64 << 20;
 /// Appended bytes kept in memory before they are written to the open pack, bytes: big writes, few system calls.
 pub const APPEND_BUFFER: usize = 1 << 20;
+/// Objects from this length on go to the kernel from where they are, with what the buffer holds, bytes: copying them
+/// first would cost more than the call.
+pub const APPEND_DIRECT: usize = 64 << 10;
 /// Local cache of acknowledged objects, bytes, unless told otherwise.
 pub const CACHE_BUDGET: u64 = 10 << 30;
 /// Objects not yet acknowledged, bytes, unless told otherwise. Beyond it writes get ENOSPC.

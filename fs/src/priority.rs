@@ -5,10 +5,10 @@
 
 use rustix::process::{getpriority_process, setpriority_process};
 
-/// Sealing and cutting: writers wait for it only when memory is full, but what waits in memory should not wait long.
-pub const SEALING: i32 = 4;
+/// Sealing: writers wait for it only when memory is full, and it waits for the cutter, which stays as it is.
+pub const SEALING: i32 = 2;
 /// Sending, copying, walking the tree: uses what is left over, and may take minutes.
-pub const BACKGROUND: i32 = 10;
+pub const BACKGROUND: i32 = 15;
 
 /// Raises the nice value of the calling thread (Linux: nice values belong to threads) to `nice`, unless it is higher.
 pub fn step_back(nice: i32) {

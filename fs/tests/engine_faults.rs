@@ -460,3 +460,38 @@ fn a_full_outbox_refuses_writes_and_drains_when_the_server_is_back() {
     drop(one);
     assert_eq!(world.mount("two", 2).tree(), files);
 }
+
+/// Story (a simulated world, seed 46): the power failed between the creation of an outbox pack and its first object.
+/// The next mount had nothing new to seal, waited for an acknowledgement up to the end of that empty pack, and `sync`
+/// never came back until something was written.
+#[test]
+fn a_pack_that_a_crash_left_empty_does_not_stop_commits() {
+    let world = World::new();
+    world.mount("one", 1).unmount();
+    world.server.faults.offline.store(true, Ordering::SeqCst);
+    let machine = world.mount("one", 1);
+    machine.write("/file", &noise(1, 300_000));
+    machine.engine.sync_local().unwrap();
+    let deadline = soon(20);
+    while !machine.engine.status().is_clean && soon(0) < deadline {
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    assert!(machine.engine.status().is_clean, "a checkpoint was made");
+    assert!(machine.engine.status().pending_objects > 0);
+    drop(machine);
+    let packs = world.path("one").join("outbox");
+    let newest = std::fs::read_dir(&packs)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|end| end == "pack"))
+        .max()
+        .unwrap();
+    let number = u64::from_str_radix(newest.file_stem().unwrap().to_str().unwrap(), 16).unwrap();
+    let magic = &std::fs::read(&newest).unwrap()[..8];
+    std::fs::write(packs.join(format!("{:016x}.pack", number + 1)), magic).unwrap();
+    world.server.faults.offline.store(false, Ordering::SeqCst);
+    let machine = world.mount("one", 1);
+    machine.sync();
+    assert_eq!(machine.read("/file"), noise(1, 300_000));
+    machine.unmount();
+}

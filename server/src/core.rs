@@ -4,10 +4,11 @@
 
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 
 use sealdrive_pack::RecordKind as PackKind;
 use sealdrive_proto::id::{AccountId, DriveId};
+use sealdrive_runtime::sync::Mutex;
 use tokio::sync::{OwnedMutexGuard, watch};
 
 use crate::book::{Book, BookError, Record, RecordKind};

@@ -7,7 +7,7 @@
 mod backend;
 mod open;
 
-use std::sync::{PoisonError, RwLock};
+use std::sync::PoisonError;
 
 use redb::{
     Database, Durability, ReadableDatabase as _, ReadableTable as _, ReadableTableMetadata as _,
@@ -16,6 +16,7 @@ use redb::{ReadOnlyTable, TableDefinition, WriteTransaction};
 
 use sealdrive_pack::{Entry, Location, RecordKind};
 use sealdrive_proto::fields::{Fields, Misshapen};
+use sealdrive_runtime::sync::RwLock;
 
 /// Memory for pages of the database, bytes. redb's default of 1 GiB is more than a small server has.
 const CACHE_BYTES: usize = 128 << 20;

@@ -4,6 +4,7 @@
 //! the `sealdrive-server` command, by the client's embedded mode and by the tests.
 
 pub mod book;
+pub mod calls;
 pub mod clock;
 pub mod core;
 pub mod identity;
@@ -22,5 +23,5 @@ pub mod tls;
 pub use service::listen;
 
 pub use running::{
-    Config, Counts, Options, Running, Server, StartError, invite, rebuild_index, status,
+    Config, Counts, Options, Running, Server, StartError, invite, open_core, rebuild_index, status,
 };

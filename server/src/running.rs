@@ -157,11 +157,19 @@ fn open_keys(data: &Path) -> Result<(Identity, Certificate), StartError> {
         source,
     };
     key_files::settle(data).map_err(fail)?;
-    let entropy = Zeroizing::new(clock::entropy().map_err(fail)?);
-    let identity = Identity::open(data, &entropy).map_err(fail)?;
+    let identity = open_identity(data)?;
     let certificate = Certificate::open(data)?;
     key_files::keep(data).map_err(fail)?;
     Ok((identity, certificate))
+}
+
+fn open_identity(data: &Path) -> Result<Identity, StartError> {
+    let fail = |source| StartError::Data {
+        dir: data.display().to_string(),
+        source,
+    };
+    let entropy = Zeroizing::new(clock::entropy().map_err(fail)?);
+    Identity::open(data, &entropy).map_err(fail)
 }
 
 fn open_book(
@@ -188,6 +196,20 @@ fn open_book(
     Ok((book, store, damage))
 }
 
+/// Identity, store and book of a data directory: everything a server is but for its network. The caller sees to it that
+/// no other works on the directory.
+pub fn open_core(data: &Path, options: Options) -> Result<Core, StartError> {
+    let identity = open_identity(data)?;
+    let (book, store, _) = open_book(data, identity.public(), options.store)?;
+    Ok(Core::new(
+        book,
+        store,
+        identity,
+        data.to_owned(),
+        options.quota,
+    ))
+}
+
 fn log_broken(owner: [u8; 32], error: &BookError) {
     tracing::error!(owner = %sealdrive_proto::id::AccountId(owner).to_hex(), %error, "control record refused");
 }
@@ -204,15 +226,14 @@ impl Server {
             return Err(StartError::Plaintext(config.listen));
         }
         let lock = open_data(&config.data)?;
-        let (identity, certificate) = open_keys(&config.data)?;
+        let (_, certificate) = open_keys(&config.data)?;
         let fail = |source| StartError::Listen {
             addr: config.listen,
             source,
         };
         let listener = TcpListener::bind(config.listen).await.map_err(fail)?;
         let address = listener.local_addr().map_err(fail)?;
-        let server_pk = identity.public();
-        let (book, store, _) = open_book(&config.data, server_pk, options.store)?;
+        let core = Arc::new(open_core(&config.data, options)?);
         let tls = if config.plaintext_loopback {
             None
         } else {
@@ -220,11 +241,10 @@ impl Server {
         };
         let connect = ConnectString {
             addr: address.to_string(),
-            server_pk,
+            server_pk: core.identity.public(),
             tls_fingerprint: tls.is_some().then(|| certificate.fingerprint()),
             invite: None,
         };
-        let core = Arc::new(Core::new(book, store, identity, config.data, options.quota));
         let served = service::serve(Arc::clone(&core), listener, tls).await?;
         Ok(Running {
             address,

@@ -4,11 +4,12 @@
 //! issued on, for `TOKEN_LIFE_S`, and stands here as a hash only. Both tables are bounded. Called by the services.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::PoisonError;
 
 use sealdrive_proto::id::{AccountId, DeviceId};
 use sealdrive_proto::limits::{CHALLENGE_LIFE_S, TOKEN_LIFE_S};
 use sealdrive_proto::transcript::{Binding, LoginTranscript, Role};
+use sealdrive_runtime::sync::Mutex;
 
 /// Challenges that may wait at once: a flood of hellos costs at most this many small entries.
 const MAX_CHALLENGES: usize = 20_000;

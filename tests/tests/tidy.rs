@@ -26,6 +26,16 @@ fn crates_import_only_what_the_walls_allow() {
 }
 
 #[test]
+fn no_ordinary_build_has_the_simulation_in_it() {
+    let simulates = |selection: &[&str]| imports::simulates(&repository(), selection);
+    assert!(!simulates(&["--workspace"]));
+    assert!(!simulates(&["--package", "sealdrive"]));
+    assert!(!simulates(&["--package", "sealdrive-server"]));
+    let asked_for = ["--package", "sealdrive-tests", "--features", "simulation"];
+    assert!(simulates(&asked_for), "and this test can tell");
+}
+
+#[test]
 fn each_outside_world_has_one_door() {
     none("doors (ARCHITECTURE.md)", &judge(words::doors));
 }

@@ -13,7 +13,7 @@ const FIRST: usize = 1 << 12;
 const MOST: usize = 1 << 20;
 
 /// Slots an entry may stand in, from its own on: at most half full, almost none finds all of them taken.
-const PROBES: usize = 16;
+const PROBES: usize = 32;
 
 /// A lossy table of bounded size: where all slots of an entry are taken, the newest wins.
 pub(super) struct DigestTable {

@@ -4,13 +4,14 @@
 //! it or memory is over budget; it is refused once the drive is closed, and new data also while it is full. Called by
 //! every operation.
 
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use sealdrive_core::node::Node;
 use sealdrive_core::record::{FileKind, Ino, Inode, ROOT, Time};
 use sealdrive_core::reference::Reference;
 use sealdrive_core::tree::Root;
+use sealdrive_runtime::sync::{Condvar, Mutex, MutexGuard};
 
 use super::errno::{Answer, Errno};
 use super::state::State;

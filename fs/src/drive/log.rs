@@ -23,6 +23,9 @@ const ENTRY_BYTES: usize = 256 << 10;
 pub enum LogData {
     /// All that the journal does not hold yet: afterwards everything written so far is in the log.
     All,
+    /// All but what a file still open for writing has on its way into chunks: that is durable in a moment without being
+    /// written twice, and until then may read as a hole after a crash. For rounds that nobody waits for.
+    Background,
     /// None: ranges not sealed by now are holes after a crash.
     None,
 }
@@ -109,8 +112,8 @@ impl State {
         if !edits.is_empty() {
             log.push(Entry::Op { seq, edits });
         }
-        if data == LogData::All {
-            self.log_data(seq, &mut log);
+        if data != LogData::None {
+            self.log_data(seq, data, &mut log);
         }
         if !log.is_empty() {
             log.push(Entry::Op {
@@ -122,16 +125,18 @@ impl State {
         log
     }
 
-    fn log_data(&mut self, seq: u64, log: &mut Vec<Entry>) {
+    fn log_data(&mut self, seq: u64, data: LogData, log: &mut Vec<Entry>) {
         let mut files: Vec<Ino> = self.dirty.keys().copied().collect();
         files.retain(|ino| !self.orphans.contains_key(ino));
         files.sort_unstable();
         for ino in files {
+            let open = self.inodes.holders(ino).writers > 0;
             let Some(map) = self.dirty.get_mut(&ino) else {
                 continue;
             };
             for (off, range) in map.iter_mut(0, u64::MAX) {
-                if !range.safe {
+                let under_way = open && range.job.is_some() && data == LogData::Background;
+                if !range.safe && !under_way {
                     range.safe = true;
                     let bytes = range.fix();
                     log.push(Entry::Data {

@@ -33,7 +33,7 @@ mod trace;
 mod writeback;
 mod xattr;
 
-use std::sync::{Condvar, Mutex};
+use sealdrive_runtime::sync::{Condvar, Mutex};
 
 pub use attr::{
     Attr, BLOCK_SIZE, Cred, DirEntry, Fallocate, FileState, NewNode, Plan, PlanPiece, Progress,

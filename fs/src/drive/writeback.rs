@@ -4,7 +4,7 @@
 //! in between wins. A stream holds one long run of one file, or short runs of files of one directory and one owner
 //! (what is compressed together comes from one place). Called by the engine's writeback.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use bytes::Bytes;
 use sealdrive_core::extent;
@@ -105,6 +105,10 @@ pub(super) struct Jobs {
     out: HashMap<JobId, Vec<(Ino, Run)>>,
     /// Sum of their lengths.
     bytes: u64,
+    /// Those of which it is known what they will place.
+    cut: HashSet<JobId>,
+    /// Some run waits for a job to be cut.
+    held: bool,
     last: JobId,
 }
 
@@ -136,6 +140,22 @@ impl Drive {
         Ok(jobs)
     }
 
+    /// The stream of a job has been cut: `tail` (file, from, to), which no chunk takes, is free for the next job, which
+    /// need not wait until this one is sealed.
+    pub fn job_cut(&self, id: JobId, tail: &[(Ino, u64, u64)]) {
+        let mut guard = self.peek();
+        let s = &mut *guard;
+        for (ino, from, to) in tail {
+            s.release(id, *ino, *from, *to);
+        }
+        s.jobs.cut.insert(id);
+        let held = s.unhold();
+        drop(guard);
+        if held {
+            self.work.notify_all();
+        }
+    }
+
     /// Takes a job's result. After `Missing`, load the node and call again with the same: nothing is placed twice.
     pub fn install(&self, done: &JobDone) -> Answer<()> {
         let mut guard = self.lock()?;
@@ -149,8 +169,12 @@ impl Drive {
         }
         s.end_job(done.id);
         s.done();
+        let held = s.unhold();
         drop(guard);
         self.room.notify_all();
+        if held {
+            self.work.notify_all();
+        }
         Ok(())
     }
 
@@ -253,21 +277,27 @@ impl State {
 
     /// Forgets recovered bytes of inodes that are gone.
     pub(super) fn forget_the_dead(&mut self) -> Answer<()> {
-        let files: Vec<Ino> = self.dirty.keys().copied().collect();
+        let mut files: Vec<Ino> = self.dirty.keys().copied().collect();
+        // Which missing node is met first decides what is fetched.
+        files.sort_unstable();
         files
             .into_iter()
             .try_for_each(|ino| self.owner_of_dirty(ino).map(drop))
     }
 
-    /// Runs that no job has. One that goes on where a job's range ends waits for it: the job may leave its tail.
-    fn free_runs(&self, ino: Ino) -> Vec<Run> {
+    /// Runs that no job has. One that goes on where the range of a job ends waits until that job is cut: it may leave its
+    /// tail.
+    fn free_runs(&mut self, ino: Ino) -> Vec<Run> {
         let Some(map) = self.dirty.get(&ino) else {
             return Vec::new();
         };
-        let busy = map.runs(|range| range.job.is_some());
+        let uncut = |id: JobId| !self.jobs.cut.contains(&id);
+        let busy = map.runs(|range| range.job.is_some_and(uncut));
         let mut free = map.runs(|range| range.job.is_none());
         if !busy.is_empty() {
+            let all = free.len();
             free.retain(|run| busy.binary_search_by_key(&run.off, Run::end).is_err());
+            self.jobs.held |= free.len() < all;
         }
         free
     }
@@ -311,7 +341,39 @@ impl State {
         }
     }
 
+    /// What waited behind a job can go: the engine is to look, if anything did.
+    fn unhold(&mut self) -> bool {
+        let held = std::mem::take(&mut self.jobs.held);
+        self.nudged |= held;
+        held
+    }
+
+    /// Takes a part at the end of a run of a job away from it.
+    fn release(&mut self, id: JobId, ino: Ino, from: u64, to: u64) {
+        let Some(runs) = self.jobs.out.get_mut(&id) else {
+            return;
+        };
+        let mut released = 0;
+        for (_, run) in runs.iter_mut().filter(|(of, run)| {
+            *of == ino && (run.off..run.end()).contains(&from) && to == run.end()
+        }) {
+            released += to - from;
+            run.len = from - run.off;
+        }
+        self.jobs.bytes -= released;
+        let map = self.dirty.get_mut(&ino).filter(|_| released > 0);
+        if let Some(map) = map {
+            map.split_at(from);
+            for (_, range) in map.iter_mut(from, to) {
+                if range.job == Some(id) {
+                    range.job = None;
+                }
+            }
+        }
+    }
+
     fn end_job(&mut self, id: JobId) {
+        self.jobs.cut.remove(&id);
         for (ino, run) in self.jobs.out.remove(&id).unwrap_or_default() {
             self.jobs.bytes -= run.len;
             if let Some(map) = self.dirty.get_mut(&ino) {

@@ -6,8 +6,7 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::SyncSender;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -18,6 +17,9 @@ use sealdrive_core::reference::Reference;
 use sealdrive_core::seal::{Compress, Sealer};
 use sealdrive_core::tree::{Missing, Nodes};
 use sealdrive_proto::id::{Cid, Kind, Sid};
+use sealdrive_runtime::channel::SyncSender;
+use sealdrive_runtime::sync::{Mutex, MutexGuard};
+use sealdrive_runtime::thread;
 
 use super::backoff::Backoff;
 use super::crash::CrashPoints;
@@ -370,7 +372,7 @@ impl Blobs {
                     if clock::now() + pause >= deadline {
                         return Err(BlobError::Unreachable(e.to_string()));
                     }
-                    std::thread::sleep(pause);
+                    thread::sleep(pause);
                 }
             }
         }
@@ -424,7 +426,7 @@ impl Nodes for Blobs {
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // Nothing that can panic runs while these are held.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

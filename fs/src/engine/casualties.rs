@@ -5,10 +5,12 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 
 use sealdrive_core::record::Ino;
 use sealdrive_proto::id::{Kind, Sid};
+use sealdrive_runtime::sync::{Mutex, MutexGuard};
+use sealdrive_runtime::thread;
 
 use super::shared::Shared;
 use crate::clock;
@@ -76,9 +78,7 @@ pub(super) fn search(shared: &Arc<Shared>, lost: HashSet<Sid>) {
         return;
     }
     let shared = Arc::clone(shared);
-    let begun = std::thread::Builder::new()
-        .name("casualties".to_owned())
-        .spawn(move || walk(&shared, &lost));
+    let begun = thread::spawn("casualties", move || walk(&shared, &lost));
     if let Err(error) = begun {
         tracing::warn!(%error, "which files are damaged is told when they are read");
     }

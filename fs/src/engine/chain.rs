@@ -15,7 +15,8 @@ use sealdrive_core::tree::Root;
 use sealdrive_proto::commit::{CommitFields, SignedCommit};
 use sealdrive_proto::id::{DriveId, LinkHash};
 use sealdrive_proto::link::{AccountChain, Link};
-use tokio::time::timeout;
+use sealdrive_runtime::task::Handle;
+use sealdrive_runtime::time::timeout;
 
 use crate::limits::CALL_DEADLINE;
 use crate::remote::{CommitAnswer, HeadAnswer, Remote, RemoteError};
@@ -36,7 +37,7 @@ pub(super) struct Chain {
     drive: DriveId,
     account: AccountChain,
     remote: Arc<dyn Remote>,
-    runtime: tokio::runtime::Handle,
+    runtime: Handle,
     pins: Pins,
 }
 
@@ -46,7 +47,7 @@ impl Chain {
         drive: DriveId,
         account: AccountChain,
         remote: Arc<dyn Remote>,
-        runtime: tokio::runtime::Handle,
+        runtime: Handle,
         pins: Pins,
     ) -> Self {
         Self {

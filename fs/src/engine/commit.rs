@@ -358,9 +358,12 @@ impl Committer {
     fn wait_for_upload(&self, candidate: Candidate) -> Result<(), Setback> {
         loop {
             let outbox = self.shared.store.outbox();
+            // A pack that a crash left empty ends where no acknowledgement ever comes to; but where nothing waits, all
+            // is there.
             let there = |m: &super::progress::Milestones| {
                 m.quit
                     || m.failed.is_some()
+                    || outbox.pending().1 == 0
                     || outbox.acknowledged() >= candidate.reach.max(m.must_reach)
             };
             let arrived = self

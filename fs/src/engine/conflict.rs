@@ -8,7 +8,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use sealdrive_proto::id::Sid;
-use tokio::time::timeout;
+use sealdrive_runtime::task;
+use sealdrive_runtime::time::timeout;
 
 use super::events::EventKind;
 use super::shared::Shared;
@@ -24,7 +25,7 @@ pub(super) async fn settle(
     stored_hash: [u8; 32],
 ) -> Result<(), RemoteError> {
     let here = Arc::clone(shared);
-    let ours = tokio::task::spawn_blocking(move || here.store.read(&sid)).await;
+    let ours = task::spawn_blocking(move || here.store.read(&sid)).await;
     if let Ok(Ok(Local::Object(object, _))) = ours
         && *blake3::hash(&object).as_bytes() == stored_hash
     {
@@ -41,7 +42,7 @@ pub(super) async fn settle(
         )));
     }
     let here = Arc::clone(shared);
-    let judged = tokio::task::spawn_blocking(move || judge(&here, sid, stored)).await;
+    let judged = task::spawn_blocking(move || judge(&here, sid, stored)).await;
     match judged {
         Ok(Ok(())) => Ok(()),
         Ok(Err(e)) => {

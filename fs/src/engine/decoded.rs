@@ -3,10 +3,11 @@
 //! Invariant: the sum of lengths never exceeds the budget. Plaintext lives here in memory only. Called by `blobs.rs`.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::PoisonError;
 
 use bytes::Bytes;
 use sealdrive_proto::id::Cid;
+use sealdrive_runtime::sync::{Mutex, MutexGuard};
 
 #[derive(Default)]
 struct Held {

@@ -4,8 +4,9 @@
 //! Called by the whole engine.
 
 use std::collections::VecDeque;
-use std::sync::{Mutex, PoisonError};
+use std::sync::PoisonError;
 
+use sealdrive_runtime::sync::Mutex;
 use serde::Serialize;
 
 use crate::clock;

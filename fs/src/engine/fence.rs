@@ -5,10 +5,12 @@
 //! lease keeper and by the commit thread.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, OnceLock, mpsc};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use sealdrive_proto::id::DeviceId;
+use sealdrive_runtime::channel::sync_channel;
+use sealdrive_runtime::thread;
 use serde::{Deserialize, Serialize};
 
 use super::events::EventKind;
@@ -44,10 +46,9 @@ pub(super) fn name_of(names: &BTreeMap<DeviceId, String>, device: &DeviceId) -> 
 impl Shared {
     /// Has the kernel's dirty pages called in; false if they did not come within [`CALL_IN_LONGEST`].
     pub(super) fn call_in(self: &Arc<Self>) -> bool {
-        let (done, answer) = mpsc::sync_channel(1);
+        let (done, answer) = sync_channel(1);
         let shared = Arc::clone(self);
-        let calling = std::thread::Builder::new().name("call-in".to_owned());
-        let started = calling.spawn(move || {
+        let started = thread::spawn("call-in", move || {
             // Before there is a kernel it holds nothing.
             let all = shared.kernel.get().is_none_or(|call_in| call_in());
             let _ = done.send(all);
@@ -82,8 +83,7 @@ impl Shared {
         }
         self.stop_commits(EventKind::Fenced, &why);
         let shared = Arc::clone(self);
-        let closing = std::thread::Builder::new().name("fence".to_owned());
-        let started = closing.spawn(move || {
+        let started = thread::spawn("fence", move || {
             if !shared.call_in() {
                 tracing::warn!("not all of what programs wrote before the take-over has arrived");
             }

@@ -4,13 +4,14 @@
 //! comes back is unverified. Called by `blobs.rs` (from threads that may block) and served by one task.
 
 use std::sync::Arc;
-use std::sync::mpsc as blocking;
 use std::time::Instant;
 
 use bytes::Bytes;
 use sealdrive_proto::id::Sid;
+use sealdrive_runtime::channel::{self as blocking, send_blocking};
+use sealdrive_runtime::task::{self, Handle};
+use sealdrive_runtime::time::{timeout, timeout_at};
 use tokio::sync::{Semaphore, mpsc};
-use tokio::time::timeout;
 
 use crate::clock;
 use crate::limits::{FETCH_BATCH, FETCH_DEADLINE, FETCH_GATHER, FETCH_STREAMS};
@@ -32,7 +33,7 @@ pub(super) struct Fetcher {
 
 impl Fetcher {
     /// Starts the task on `runtime`; it ends when the last clone of the fetcher is gone.
-    pub(super) fn start(runtime: &tokio::runtime::Handle, remote: Arc<dyn Remote>) -> Self {
+    pub(super) fn start(runtime: &Handle, remote: Arc<dyn Remote>) -> Self {
         let (wants, queue) = mpsc::channel(FETCH_BATCH * FETCH_STREAMS);
         runtime.spawn(gather(queue, remote));
         Self { wants }
@@ -42,8 +43,7 @@ impl Fetcher {
     pub(super) fn fetch(&self, sid: Sid, deadline: Instant) -> Answer {
         let late = || RemoteError::Unreachable("no answer in time".into());
         let (answer, reply) = blocking::sync_channel(1);
-        self.wants
-            .blocking_send(Want { sid, answer })
+        send_blocking(&self.wants, Want { sid, answer })
             .map_err(|_| RemoteError::Unreachable("shutting down".into()))?;
         let left = deadline.saturating_duration_since(clock::now());
         reply.recv_timeout(left).map_err(|_| late())?
@@ -55,8 +55,7 @@ impl Fetcher {
             .iter()
             .map(|sid| {
                 let (answer, reply) = blocking::sync_channel(1);
-                self.wants
-                    .blocking_send(Want { sid: *sid, answer })
+                send_blocking(&self.wants, Want { sid: *sid, answer })
                     .ok()
                     .map(|()| reply)
             })
@@ -79,9 +78,9 @@ async fn gather(mut queue: mpsc::Receiver<Want>, remote: Arc<dyn Remote>) {
     let streams = Arc::new(Semaphore::new(FETCH_STREAMS));
     while let Some(first) = queue.recv().await {
         let mut batch = vec![first];
-        let closes = tokio::time::Instant::from_std(clock::now() + FETCH_GATHER);
+        let closes = clock::now() + FETCH_GATHER;
         while batch.len() < FETCH_BATCH {
-            match tokio::time::timeout_at(closes, queue.recv()).await {
+            match timeout_at(closes, queue.recv()).await {
                 Ok(Some(want)) => batch.push(want),
                 Ok(None) | Err(_) => break,
             }
@@ -90,7 +89,7 @@ async fn gather(mut queue: mpsc::Receiver<Want>, remote: Arc<dyn Remote>) {
             return;
         };
         let remote = Arc::clone(&remote);
-        tokio::spawn(async move {
+        task::spawn(async move {
             let mut waiting: Vec<Option<Want>> = batch.into_iter().map(Some).collect();
             let error = call(&remote, &mut waiting).await.err();
             let error =

@@ -5,8 +5,9 @@
 //! round begins share it. Called by `Engine::sync_local` and the checkpoint.
 
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::Instant;
+
+use sealdrive_runtime::channel::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 
 use super::shared::Shared;
 use crate::clock;
@@ -109,7 +110,7 @@ impl FlushThread {
             let done = if shared.progress.now().failed.is_some() {
                 Err(NotDurable)
             } else {
-                flush(shared, &mut journal)
+                flush(shared, &mut journal, round.data())
                     .and_then(|()| round.trim(&mut journal))
                     .map_err(|e| {
                         // A missing tree node may be there next time; a failed write or fsync never heals.
@@ -156,6 +157,15 @@ impl Round {
         }
     }
 
+    /// What must be in the log: all of it once somebody waits.
+    fn data(&self) -> LogData {
+        if self.waiting.is_empty() {
+            LogData::Background
+        } else {
+            LogData::All
+        }
+    }
+
     fn trim(&self, journal: &mut Journal) -> Result<(), FlushError> {
         if let Some(seq) = self.trim {
             journal.trim(seq)?;
@@ -170,9 +180,9 @@ impl Round {
     }
 }
 
-fn flush(shared: &Shared, journal: &mut Journal) -> Result<(), FlushError> {
+fn flush(shared: &Shared, journal: &mut Journal, data: LogData) -> Result<(), FlushError> {
     let seq = shared.drive.seq();
-    let entries = shared.with_nodes(|drive| drive.take_log(LogData::All))?;
+    let entries = shared.with_nodes(|drive| drive.take_log(data))?;
     shared.crash.reached("log-taken");
     shared.store.sync()?;
     shared.crash.reached("outbox-durable");

@@ -7,8 +7,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sealdrive_proto::id::{DeviceId, Sid};
+use sealdrive_runtime::task;
+use sealdrive_runtime::time::{self, timeout};
 use tokio::sync::watch;
-use tokio::time::timeout;
 
 use super::backoff::Backoff;
 use super::events::EventKind;
@@ -59,7 +60,7 @@ pub(super) async fn first(
         loop {
             match remote.acquire_lease(take_over, 0).await {
                 // Who takes over means it, and waits for it.
-                Err(e) if e.is_temporary() && take_over => tokio::time::sleep(backoff.next()).await,
+                Err(e) if e.is_temporary() && take_over => time::sleep(backoff.next()).await,
                 answer => return answer,
             }
         }
@@ -167,11 +168,12 @@ impl Keeper {
     }
 
     /// True: stop.
-    async fn pause(&mut self, time: Duration) -> bool {
+    async fn pause(&mut self, pause: Duration) -> bool {
         tokio::select! {
-            () = tokio::time::sleep(time) => false,
-            _ = self.retry.changed() => false,
+            biased;
             _ = self.stop.wait_for(|stop| *stop) => true,
+            _ = self.retry.changed() => false,
+            () = time::sleep(pause) => false,
         }
     }
 
@@ -191,7 +193,7 @@ fn send_again(shared: &Arc<Shared>, suspects: Vec<Sid>) {
         return;
     }
     let shared = Arc::clone(shared);
-    tokio::task::spawn_blocking(move || {
+    task::spawn_blocking(move || {
         let mut sent = 0;
         for sid in suspects {
             match shared.store.send_again(sid) {

@@ -4,13 +4,13 @@
 //! Used for the drive itself, and for a branch that was set aside.
 
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, sync_channel};
 
 use bytes::Bytes;
 use sealdrive_core::keys::DomainKeys;
 use sealdrive_core::local::LocalKeys;
 use sealdrive_pack::Medium;
 use sealdrive_proto::id::{DriveId, Sid};
+use sealdrive_runtime::channel::{Receiver, sync_channel};
 
 use super::EngineError;
 use super::blobs::Blobs;

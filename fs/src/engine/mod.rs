@@ -37,13 +37,14 @@ mod warm;
 mod writeback;
 
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use sealdrive_core::record::Ino;
 use sealdrive_core::reference::Reference;
 use sealdrive_proto::id::Kind;
+use sealdrive_runtime::sync::Mutex;
 
 pub use self::below::Below;
 pub use self::blobs::BlobError;

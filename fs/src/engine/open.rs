@@ -15,6 +15,7 @@ use sealdrive_core::seal::commit_location;
 use sealdrive_core::tree::Root;
 use sealdrive_pack::Medium;
 use sealdrive_proto::id::{DeviceId, DriveId, Kind};
+use sealdrive_runtime::thread;
 
 use super::EngineError;
 use super::blobs::Blobs;
@@ -213,7 +214,7 @@ fn ask(chain: &Chain, patience: Duration) -> Result<Option<HeadAnswer>, RemoteEr
     loop {
         match chain.head_within(patience.clamp(JOIN_PATIENCE_LEAST, CALL_DEADLINE)) {
             Err(e) if e.is_temporary() && clock::now() < deadline => {
-                std::thread::sleep(Duration::from_millis(300))
+                thread::sleep(Duration::from_millis(300))
             }
             answer => return answer,
         }

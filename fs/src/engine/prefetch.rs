@@ -3,12 +3,13 @@
 //! Invariant: asking never waits; what does not fit the queue is dropped, because a guess is not worth a wait. Called
 //! by the read path.
 
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::JoinHandle;
+use std::sync::{Arc, PoisonError};
 
 use sealdrive_core::reference::Reference;
 use sealdrive_proto::id::Kind;
+use sealdrive_runtime::channel::{Receiver, SyncSender, sync_channel};
+use sealdrive_runtime::sync::Mutex;
+use sealdrive_runtime::thread::{self, JoinHandle};
 
 use super::shared::Shared;
 use crate::clock;
@@ -26,9 +27,7 @@ impl Prefetch {
         let queue = Arc::new(Mutex::new(queue));
         let threads = (0..PREFETCH_THREADS).map(|n| {
             let (shared, queue) = (Arc::clone(shared), Arc::clone(&queue));
-            std::thread::Builder::new()
-                .name(format!("ahead-{n}"))
-                .spawn(move || work(&shared, &queue))
+            thread::spawn(&format!("ahead-{n}"), move || work(&shared, &queue))
         });
         let threads = threads.collect::<Result<_, _>>()?;
         Ok((

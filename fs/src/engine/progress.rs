@@ -2,8 +2,10 @@
 //!
 //! Invariant: milestones of one mount only rise. Called by every thread of the engine; nobody holds it over IO.
 
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::PoisonError;
 use std::time::Instant;
+
+use sealdrive_runtime::sync::{Condvar, Mutex, MutexGuard};
 
 use super::checkpoint::Candidate;
 use super::fence::Fence;

@@ -2,9 +2,7 @@
 //!
 //! Invariant: at the end every thread has been joined; what ends first is what makes new work. Called by `Engine`.
 
-use std::sync::mpsc::{Receiver, RecvTimeoutError};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::JoinHandle;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -12,7 +10,11 @@ use sealdrive_core::commit_body::CommitBody;
 use sealdrive_core::record::Time;
 use sealdrive_pack::{Directory, Medium, MediumFile};
 use sealdrive_proto::id::Sid;
-use tokio::runtime::Runtime;
+use sealdrive_runtime::channel::{Receiver, RecvTimeoutError};
+use sealdrive_runtime::sync::Mutex;
+use sealdrive_runtime::task::{self, Runtime};
+use sealdrive_runtime::thread::{self, JoinHandle};
+use sealdrive_runtime::time::timeout;
 use tokio::sync::watch;
 
 use super::EngineError;
@@ -53,7 +55,7 @@ pub(super) struct Running {
     pub(super) prefetch: Prefetch,
     lease: watch::Receiver<Lease>,
     stop: watch::Sender<bool>,
-    tasks: Mutex<Vec<tokio::task::JoinHandle<()>>>,
+    tasks: Mutex<Vec<task::JoinHandle<()>>>,
     /// In the order in which they are to be joined.
     threads: Mutex<Vec<JoinHandle<()>>>,
     /// Those that may be waiting for the network: joined when it is gone.
@@ -68,20 +70,12 @@ fn io(what: &'static str) -> impl Fn(std::io::Error) -> EngineError {
 }
 
 fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, EngineError> {
-    std::thread::Builder::new()
-        .name(name.to_owned())
-        .spawn(body)
-        .map_err(io("starting a thread"))
+    thread::spawn(name, body).map_err(io("starting a thread"))
 }
 
 /// Threads for network tasks, `nice` by so much.
 fn network(name: &str, threads: usize, nice: i32) -> std::io::Result<Runtime> {
-    tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(threads)
-        .thread_name(name)
-        .on_thread_start(move || priority::step_back(nice))
-        .enable_all()
-        .build()
+    task::runtime_with(threads, name, move || priority::step_back(nice))
 }
 
 /// The drive's state directory.
@@ -229,11 +223,7 @@ impl Running {
             has_remote: remote.is_some(),
             not_before: clock::now(),
         };
-        let pacing = move || {
-            priority::step_back(priority::SEALING);
-            pace.run()
-        };
-        threads.insert(0, spawn("pace", pacing)?);
+        threads.insert(0, spawn("pace", move || pace.run())?);
         let mut tasks = Vec::new();
         if let (Some(remote), Some(chain)) = (&remote, chain) {
             let committer = Committer {
@@ -334,7 +324,7 @@ impl Running {
         if let Some(runtime) = runtimes.last() {
             runtime.block_on(async {
                 for task in tasks {
-                    let _ = tokio::time::timeout(Duration::from_secs(3), task).await;
+                    let _ = timeout(Duration::from_secs(3), task).await;
                 }
             });
         }
@@ -438,7 +428,7 @@ fn why_read_only(config: &EngineConfig, first: Lease) -> Option<String> {
 
 fn worker_count(config: &EngineConfig) -> usize {
     match config.workers {
-        0 => std::thread::available_parallelism().map_or(2, usize::from),
+        0 => thread::available_parallelism().map_or(2, usize::from),
         n => n,
     }
 }

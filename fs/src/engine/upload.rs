@@ -10,8 +10,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use sealdrive_core::reference::Reference;
 use sealdrive_proto::id::Sid;
 use sealdrive_proto::limits::{UPLOAD_BATCH, UPLOAD_WINDOW};
+use sealdrive_runtime::task;
+use sealdrive_runtime::time::{self, timeout};
 use tokio::sync::{Notify, watch};
-use tokio::time::timeout;
 
 use super::backoff::Backoff;
 use super::casualties;
@@ -83,16 +84,18 @@ pub(super) async fn run(
     let mut backoff = Backoff::default();
     loop {
         let held = tokio::select! {
-            held = lease.wait_for(|lease| lease.held().is_some()) => held.ok().and_then(|l| l.held()),
+            biased;
             _ = stop.wait_for(|stop| *stop) => return,
+            held = lease.wait_for(|lease| lease.held().is_some()) => held.ok().and_then(|l| l.held()),
         };
         let Some((epoch, gc_generation)) = held else {
             return;
         };
         let before = shared.uploading.sent_bytes.load(Ordering::Relaxed);
         let ended = tokio::select! {
-            ended = session(&shared, &remote, &mut lease, epoch, gc_generation) => ended,
+            biased;
             _ = stop.wait_for(|stop| *stop) => return,
+            ended = session(&shared, &remote, &mut lease, epoch, gc_generation) => ended,
         };
         shared.uploading.online.store(false, Ordering::Relaxed);
         if shared.uploading.sent_bytes.load(Ordering::Relaxed) > before {
@@ -118,8 +121,9 @@ pub(super) async fn run(
             Stop::Local(e) => shared.fail_local(&e.to_string()),
         }
         tokio::select! {
-            () = tokio::time::sleep(backoff.next()) => {}
+            biased;
             _ = stop.wait_for(|stop| *stop) => return,
+            () = time::sleep(backoff.next()) => {}
         }
     }
 }
@@ -127,7 +131,7 @@ pub(super) async fn run(
 /// One damaged object must not keep the others from the server: it is sealed again from memory, or set aside and told.
 async fn heal(shared: &Arc<Shared>, sid: Sid, end: Position) {
     let here = Arc::clone(shared);
-    let healed = tokio::task::spawn_blocking(move || {
+    let healed = task::spawn_blocking(move || {
         let node = |reference: &Reference| here.drive.node_in_memory(reference);
         here.blobs.heal(sid, end, node)
     });
@@ -161,7 +165,7 @@ async fn keep_commits_whole(shared: &Arc<Shared>, lost: HashSet<Sid>) {
         return;
     };
     let here = Arc::clone(shared);
-    let look = tokio::task::spawn_blocking(move || {
+    let look = task::spawn_blocking(move || {
         let deadline = clock::now() + NODE_WAIT;
         hole::find(&here.blobs, &here.store, candidate.root, &lost, deadline)
     });
@@ -208,7 +212,14 @@ async fn transfer(
             shared.crash.reached("upload-read");
         }
         let may_send = !ready.is_empty() && in_flight < UPLOAD_WINDOW;
+        // In this order: a lost lease stops at once, acknowledgements make room, and only then more is sent.
         tokio::select! {
+            biased;
+            () = lost(lease, (epoch, gc_generation)) => return Err(Stop::LeaseLost),
+            ack = acks.recv() => {
+                let gone = || RemoteError::Unreachable("the upload stream closed".into());
+                in_flight -= land(shared, remote, &mut flying, sequence, ack.ok_or_else(gone)??).await?;
+            }
             permit = objects.reserve(), if may_send => {
                 let gone = |_| RemoteError::Unreachable("the upload stream closed".into());
                 let permit = permit.map_err(gone)?;
@@ -220,12 +231,7 @@ async fn transfer(
                     shared.crash.reached("upload-sent");
                 }
             }
-            ack = acks.recv() => {
-                let gone = || RemoteError::Unreachable("the upload stream closed".into());
-                in_flight -= land(shared, remote, &mut flying, sequence, ack.ok_or_else(gone)??).await?;
-            }
             () = shared.uploading.appended.notified(), if ready.is_empty() && in_flight < UPLOAD_WINDOW => {}
-            () = lost(lease, (epoch, gc_generation)) => return Err(Stop::LeaseLost),
         }
     }
 }
@@ -237,8 +243,7 @@ async fn lost(lease: &mut watch::Receiver<Lease>, held: (u64, u64)) {
 
 async fn read_ahead(shared: &Arc<Shared>, cursor: Position) -> Result<Vec<Outgoing>, StoreError> {
     let shared = Arc::clone(shared);
-    let read =
-        tokio::task::spawn_blocking(move || shared.store.outbox().next_after(cursor, UPLOAD_BATCH));
+    let read = task::spawn_blocking(move || shared.store.outbox().next_after(cursor, UPLOAD_BATCH));
     read.await.map_err(|_| StoreError::Failed)?
 }
 

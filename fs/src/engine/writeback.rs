@@ -5,9 +5,7 @@
 //! and the one that seals a job's last chunk installs it. Called by the pace thread, the checkpoint and fsync.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
+use std::sync::{Arc, PoisonError};
 
 use bytes::{Bytes, BytesMut};
 use sealdrive_core::chunk::CutStream;
@@ -16,6 +14,9 @@ use sealdrive_core::reference::Reference;
 use sealdrive_core::seal::Compress;
 use sealdrive_proto::id::Kind;
 use sealdrive_proto::limits::MAX_CHUNK;
+use sealdrive_runtime::channel::{Receiver, SyncSender, sync_channel};
+use sealdrive_runtime::sync::{Condvar, Mutex, MutexGuard};
+use sealdrive_runtime::thread::{self, JoinHandle};
 
 use super::shared::Shared;
 use crate::clock;
@@ -83,12 +84,10 @@ impl Workers {
                 Arc::clone(&queue),
                 Arc::clone(&outstanding),
             );
-            std::thread::Builder::new()
-                .name(format!("seal-{n}"))
-                .spawn(move || {
-                    priority::step_back(priority::SEALING);
-                    work(&shared, &queue, &outstanding)
-                })
+            thread::spawn(&format!("seal-{n}"), move || {
+                priority::step_back(priority::SEALING);
+                work(&shared, &queue, &outstanding)
+            })
         });
         let threads = threads.collect::<Result<_, _>>()?;
         let tasks = Arc::new(Mutex::new(Some(tasks)));
@@ -130,6 +129,9 @@ impl Workers {
             stream.finish(&mut borders);
         }
         self.shared.crash.reached("chunked");
+        self.shared
+            .drive
+            .job_cut(job.id, &tail_of(&job, borders[borders.len() - 1]));
         let chunks = borders.len() - 1;
         let flying = Arc::new(Flying {
             job,
@@ -173,6 +175,24 @@ impl Workers {
             .unwrap_or_else(PoisonError::into_inner)
             .take();
     }
+}
+
+/// What of a job's stream lies behind its last cut, by file.
+fn tail_of(job: &Job, cut: usize) -> Vec<(Ino, u64, u64)> {
+    let (mut tail, mut at) = (Vec::new(), 0);
+    for piece in &job.pieces {
+        let end = at + piece.data.len();
+        if end > cut {
+            let from = piece.off + cut.max(at) as u64 - at as u64;
+            let to = piece.off + piece.data.len() as u64;
+            match tail.last_mut() {
+                Some((ino, _, last)) if (*ino, *last) == (piece.ino, from) => *last = to,
+                _ => tail.push((piece.ino, from, to)),
+            }
+        }
+        at = end;
+    }
+    tail
 }
 
 impl Workers {
@@ -263,12 +283,12 @@ struct Turn<'a> {
 
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
-        if std::thread::panicking() {
+        if thread::panicking() {
             self.shared.fail_local("a sealing thread broke off");
         }
         if self.job.left.fetch_sub(1, Ordering::AcqRel) == 1 {
             let _ended = (Ended(self.outstanding), Ended(&self.job.batch));
-            if !std::thread::panicking() {
+            if !thread::panicking() {
                 self.job.install(self.shared);
             }
         }

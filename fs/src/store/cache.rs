@@ -4,12 +4,13 @@
 //! directory; after every call the bytes here are within the budget, but for the one pack being written. Called by
 //! `store/mod.rs`.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 
 use sealdrive_pack::{Medium, MediumFile};
 use sealdrive_proto::id::Sid;
+use sealdrive_runtime::sync::{Mutex, MutexGuard};
 
 use super::outbox::AckedPack;
 use super::packfile::{self, Entry, NOTE_LEN, PackWriter};
@@ -26,7 +27,7 @@ struct CachePack {
 #[derive(Default)]
 struct State {
     open: Option<PackWriter>,
-    packs: HashMap<u64, CachePack>,
+    packs: BTreeMap<u64, CachePack>,
     total: u64,
     tick: u64,
 }

@@ -6,7 +6,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::{fmt, io};
 
 use redb::{
@@ -14,6 +14,7 @@ use redb::{
 };
 use sealdrive_pack::{Medium, MediumFile};
 use sealdrive_proto::id::Sid;
+use sealdrive_runtime::sync::{Mutex, MutexGuard};
 
 use super::place::{Place, Position, Row};
 use crate::limits::{INDEX_BATCH, INDEX_CACHE, INDEX_CHECKED};

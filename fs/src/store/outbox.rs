@@ -6,11 +6,12 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 
 use bytes::Bytes;
 use sealdrive_pack::{Medium, MediumFile};
 use sealdrive_proto::id::Sid;
+use sealdrive_runtime::sync::{Mutex, MutexGuard};
 
 use super::lost::Lost;
 use super::packfile::{self, Entry, NOTE_LEN, PackWriter};

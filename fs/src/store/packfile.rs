@@ -15,7 +15,7 @@ use sealdrive_pack::{Medium, MediumFile};
 use sealdrive_proto::id::Sid;
 use sealdrive_proto::limits::MAX_OBJECT;
 
-use crate::limits::{APPEND_BUFFER, PACK_SIZE};
+use crate::limits::{APPEND_BUFFER, APPEND_DIRECT, PACK_SIZE};
 
 const MAGIC: &[u8; 8] = b"SDLP\x01\0\0\0";
 /// Length of a note: kind and reference under both local locks.
@@ -90,12 +90,16 @@ impl PackWriter {
             offset: self.len(),
             len,
         };
-        self.buffer.reserve(APPEND_BUFFER);
         self.buffer.extend_from_slice(&len.to_le_bytes());
         self.buffer
             .extend_from_slice(&checksum(&sid, note, object).to_le_bytes());
         self.buffer.extend_from_slice(sid.as_bytes());
         self.buffer.extend_from_slice(note);
+        if object.len() >= APPEND_DIRECT {
+            // Large enough for a call of its own: it is not copied first.
+            self.hand_over(object)?;
+            return Ok(entry);
+        }
         self.buffer.extend_from_slice(object);
         if self.buffer.len() >= APPEND_BUFFER {
             self.flush()?;
@@ -105,9 +109,13 @@ impl PackWriter {
 
     /// Hands the buffer to the kernel.
     pub(super) fn flush(&mut self) -> io::Result<()> {
-        self.file
-            .append(self.written, &mut [IoSlice::new(&self.buffer)])?;
-        self.written += self.buffer.len() as u64;
+        self.hand_over(&[])
+    }
+
+    fn hand_over(&mut self, behind: &[u8]) -> io::Result<()> {
+        let mut parts = [IoSlice::new(&self.buffer), IoSlice::new(behind)];
+        self.file.append(self.written, &mut parts)?;
+        self.written += (self.buffer.len() + behind.len()) as u64;
         self.buffer.clear();
         Ok(())
     }

@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use sealdrive::drive::{
-    Answer, Drive, DriveError, Errno, Frozen, Job, JobDone, LogData, Placed, PlanPiece, Settle,
+    Answer, Drive, DriveError, Errno, Frozen, Job, JobDone, JobPiece, LogData, Placed, PlanPiece,
+    Settle,
 };
 use sealdrive_core::journal::Entry;
 use sealdrive_core::merge;
@@ -178,6 +179,7 @@ impl World {
             let longest = if dice.one_in(4) { 9_000 } else { 1 << 20 };
             let end = (start + 1 + dice.below(longest) as usize).min(stream.len());
             if end == stream.len() && job.open_ended && dice.one_in(2) {
+                self.leave_tail(job, &spans, start, dice);
                 break;
             }
             let chunk = Bytes::copy_from_slice(&stream[start..end]);
@@ -200,6 +202,22 @@ impl World {
             }
             start = end;
         }
+    }
+
+    /// Sometimes says early what no chunk takes, as the engine does: other jobs may then have it before this one ends.
+    fn leave_tail(&self, job: &Job, spans: &[(usize, &JobPiece)], cut: usize, dice: &mut Dice) {
+        if dice.one_in(3) {
+            return;
+        }
+        let behind = spans
+            .iter()
+            .filter(|(at, piece)| at + piece.data.len() > cut);
+        let part = |(at, piece): &(usize, &JobPiece)| {
+            let from = piece.off + cut.saturating_sub(*at) as u64;
+            (piece.ino, from, piece.off + piece.data.len() as u64)
+        };
+        let tail: Vec<_> = behind.map(part).collect();
+        self.drive.job_cut(job.id, &tail);
     }
 
     /// Stall, write everything back, freeze. The merge comes later.

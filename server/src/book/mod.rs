@@ -10,13 +10,14 @@ mod drives;
 mod tests;
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::PoisonError;
 
 use bytes::Bytes;
 use sealdrive_proto::commit::{CommitError, SignedCommit};
 use sealdrive_proto::fields::Misshapen;
 use sealdrive_proto::id::{AccountId, CommitHash, DeviceId, DriveId};
 use sealdrive_proto::link::{AccountChain, ChainError, Link, LinkError};
+use sealdrive_runtime::sync::{Mutex, MutexGuard};
 
 pub use drives::{GC_GENERATION, Head, Lease, LeaseDecision, split_commit};
 
@@ -142,7 +143,7 @@ struct State {
 pub struct Book {
     /// Identity of this server: proofs for another do not hold here.
     server_pk: [u8; 32],
-    /// A std mutex: nothing waits or does IO inside.
+    /// A blocking mutex: nothing waits or does IO inside.
     state: Mutex<State>,
 }
 

@@ -5,11 +5,12 @@
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, RwLock};
 
 use redb::{Database, ReadableTable as _};
 use sealdrive_pack::Medium;
+use sealdrive_runtime::sync::RwLock;
 
 use super::backend::Backend;
 use super::{

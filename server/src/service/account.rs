@@ -7,14 +7,15 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use sealdrive_proto::id::{AccountId, DeviceId};
-use sealdrive_proto::limits::{MAX_MESSAGE, TOKEN_LIFE_S};
+use sealdrive_proto::limits::TOKEN_LIFE_S;
 use sealdrive_proto::link::Link;
 use sealdrive_proto::transcript::{Call, LoginTranscript, Role};
 use sealdrive_proto::v1;
 use tonic::{Request, Response, Status};
 
 use super::status::{book_status, change_status};
-use super::{caller, device, field, peer, uninterrupted};
+use super::{caller, device, peer};
+use crate::calls::{self, field, uninterrupted};
 use crate::core::Core;
 use crate::sessions::Caller;
 use crate::{clock, invites};
@@ -160,21 +161,8 @@ impl v1::account_service_server::AccountService for Accounts {
         request: Request<v1::GetChainRequest>,
     ) -> Answer<v1::GetChainResponse> {
         let caller = caller(&self.0, &request)?;
-        let from = request.into_inner().from_seq;
-        let (mut links, head_seq) = self
-            .0
-            .book
-            .links(&caller.account, from)
-            .map_err(book_status)?;
-        let mut room = MAX_MESSAGE / 2;
-        let fitting = links.iter().take_while(|link| {
-            let fits = link.len() <= room;
-            room = room.saturating_sub(link.len());
-            fits
-        });
-        let count = fitting.count();
-        links.truncate(count);
-        Ok(Response::new(v1::GetChainResponse { links, head_seq }))
+        let answer = calls::chain(&self.0, &caller, request.get_ref())?;
+        Ok(Response::new(answer))
     }
 
     async fn append_link(

@@ -11,8 +11,6 @@ mod object;
 mod serve;
 mod status;
 
-use std::future::Future;
-
 use sealdrive_proto::transcript::{Role, TOKEN_METADATA};
 use tonic::{Request, Status};
 
@@ -60,19 +58,4 @@ fn device<T>(core: &Core, request: &Request<T>) -> Result<Caller, Status> {
     } else {
         Err(not_found())
     }
-}
-
-/// A field of fixed length.
-fn field<'a, T: TryFrom<&'a [u8]>>(bytes: &'a [u8], name: &'static str) -> Result<T, Status> {
-    T::try_from(bytes).map_err(|_| Status::invalid_argument(format!("{name} has the wrong length")))
-}
-
-/// Does something to its end, even when the caller hangs up half-way: what is made durable must also be applied.
-async fn uninterrupted<T: Send + 'static>(
-    work: impl Future<Output = Result<T, Status>> + Send + 'static,
-) -> Result<T, Status> {
-    tokio::spawn(work).await.unwrap_or_else(|error| {
-        tracing::error!(%error, "a call was cut short");
-        Err(Status::internal("the call was cut short"))
-    })
 }

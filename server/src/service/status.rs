@@ -6,6 +6,7 @@
 use tonic::Status;
 
 use crate::book::BookError;
+use crate::calls::CallError;
 use crate::core::ChangeError;
 use crate::store::StoreError;
 
@@ -13,19 +14,20 @@ pub(super) fn not_found() -> Status {
     Status::not_found("not found")
 }
 
-/// The collection generation of the session is old.
-pub(super) fn old_generation() -> Status {
-    Status::failed_precondition("the collection generation has moved on")
-}
-
-/// The account may not store more.
-pub(super) fn over_quota() -> Status {
-    Status::resource_exhausted("the account's quota is used up")
-}
-
-/// Asked to stop while the call was under way.
-pub(super) fn stopping() -> Status {
-    Status::unavailable("the server is stopping")
+impl From<CallError> for Status {
+    fn from(error: CallError) -> Self {
+        match error {
+            CallError::NotFound => not_found(),
+            CallError::Invalid(what) => Self::invalid_argument(what),
+            error @ CallError::OldGeneration => Self::failed_precondition(error.to_string()),
+            error @ CallError::OverQuota => Self::resource_exhausted(error.to_string()),
+            error @ CallError::Stopping => Self::unavailable(error.to_string()),
+            CallError::Damaged(what) => Self::data_loss(what),
+            CallError::Interrupted(what) => Self::internal(what),
+            CallError::Book(error) => book_status(error),
+            CallError::Store(error) => store_status(error),
+        }
+    }
 }
 
 pub(super) fn change_status(error: ChangeError) -> Status {
@@ -75,7 +77,7 @@ mod tests {
             (code, text.contains("lease"), text.contains("generation")),
             (Code::FailedPrecondition, true, false)
         );
-        let old = old_generation();
+        let old = Status::from(CallError::OldGeneration);
         assert!(old.message().contains("generation") && !old.message().contains("lease"));
         assert_eq!(
             store_status(StoreError::NoSpace).code(),

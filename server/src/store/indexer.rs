@@ -5,11 +5,11 @@
 //! `Store`.
 
 use std::io;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, PoisonError};
-use std::thread::JoinHandle;
 
 use sealdrive_pack::Entry;
+use sealdrive_runtime::channel::{Receiver, SyncSender, sync_channel};
+use sealdrive_runtime::thread::{self, JoinHandle};
 
 use super::Shared;
 use crate::clock::instant;
@@ -24,9 +24,7 @@ pub(super) struct Batch {
 
 pub(super) fn start(shared: Arc<Shared>) -> io::Result<(SyncSender<Batch>, JoinHandle<()>)> {
     let (send, receive) = sync_channel(INDEX_QUEUE);
-    let thread = std::thread::Builder::new()
-        .name("indexer".into())
-        .spawn(move || run(&shared, &receive))?;
+    let thread = thread::spawn("indexer", move || run(&shared, &receive))?;
     Ok((send, thread))
 }
 
@@ -61,7 +59,7 @@ fn gather(batches: &Receiver<Batch>) -> Option<Batch> {
     let mut all = batches.recv().ok()?;
     let start = instant();
     while all.records.len() < INDEX_BATCH {
-        let left = INDEX_DELAY.saturating_sub(start.elapsed());
+        let left = INDEX_DELAY.saturating_sub(instant().saturating_duration_since(start));
         // Time is up, or the writer has stopped: either way this is the batch.
         let Ok(more) = batches.recv_timeout(left) else {
             break;

@@ -14,12 +14,15 @@ mod writer;
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
-use std::thread::JoinHandle;
+use std::sync::{Arc, PoisonError};
 
 use bytes::Bytes;
 use sealdrive_pack::{Directory, Medium, PackError, Record, RecordKind};
 use sealdrive_proto::id::{DomainId, Sid};
+use sealdrive_runtime::channel::send_blocking;
+use sealdrive_runtime::sync::{Mutex, RwLock};
+use sealdrive_runtime::task;
+use sealdrive_runtime::thread::{self, JoinHandle};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 
 pub use self::open::{OpenError, Rebuilt, rebuild, rebuild_on};
@@ -365,7 +368,7 @@ impl Store {
         work: impl FnOnce(&Shared) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
         let shared = Arc::clone(&self.0.shared);
-        let done = tokio::task::spawn_blocking(move || work(&shared)).await;
+        let done = task::spawn_blocking(move || work(&shared)).await;
         done.map_err(|error| StoreError::Failed(error.to_string()))?
     }
 
@@ -423,8 +426,11 @@ impl Store {
     pub fn close(&self) {
         let orders = self.0.orders.clone();
         // From a thread of its own, because a thread that drives async tasks may not wait on the queue.
-        let order = std::thread::spawn(move || orders.blocking_send(Order::Close));
-        let _ = order.join();
+        let order = thread::spawn("close", move || send_blocking(&orders, Order::Close));
+        match order {
+            Ok(order) => drop(order.join()),
+            Err(error) => tracing::error!(%error, "no thread to close the store with"),
+        }
         self.0.join();
     }
 

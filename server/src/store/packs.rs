@@ -4,9 +4,10 @@
 //! closed here. Called by the store.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 
 use sealdrive_pack::{Found, Location, Medium, PackError, Reader, file_name};
+use sealdrive_runtime::sync::{Mutex, MutexGuard};
 
 use crate::limits::OPEN_PACKS;
 

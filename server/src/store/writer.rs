@@ -6,11 +6,11 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, PoisonError};
-use std::thread::JoinHandle;
 
 use sealdrive_pack::{Entry, HEADER_LEN, PackError, PackHeader, Record, RecordKind, Writer};
+use sealdrive_runtime::channel::{SyncSender, recv_blocking};
+use sealdrive_runtime::thread::{self, JoinHandle};
 use tokio::sync::{mpsc, oneshot};
 
 use super::indexer::Batch;
@@ -58,9 +58,7 @@ pub(super) fn start(
         next_pack,
         next_sequence,
     };
-    std::thread::Builder::new()
-        .name("pack-writer".into())
-        .spawn(move || thread.run(queue))
+    thread::spawn("pack-writer", move || thread.run(queue))
 }
 
 impl Thread {
@@ -261,7 +259,7 @@ impl Thread {
 
 /// Waits for an order, then takes all that is there, up to the size of a group. `None`: nobody can order any more.
 fn gather(queue: &mut mpsc::Receiver<Order>) -> Option<(Vec<Job>, bool)> {
-    let mut next = Some(queue.blocking_recv()?);
+    let mut next = Some(recv_blocking(queue)?);
     let (mut puts, mut bytes) = (Vec::new(), 0);
     while let Some(order) = next {
         match order {

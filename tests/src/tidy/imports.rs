@@ -25,22 +25,28 @@ pub type Graph = BTreeMap<String, Ground>;
 const SIBLINGS: &[(&str, &[&str])] = &[
     ("sealdrive-proto", &[]),
     ("sealdrive-pack", &["sealdrive-proto"]),
+    ("sealdrive-runtime", &[]),
     ("sealdrive-core", &["sealdrive-proto"]),
     (
         "sealdrive",
         &[
             "sealdrive-proto",
             "sealdrive-pack",
+            "sealdrive-runtime",
             "sealdrive-core",
             "sealdrive-server",
         ],
     ),
-    ("sealdrive-server", &["sealdrive-proto", "sealdrive-pack"]),
+    (
+        "sealdrive-server",
+        &["sealdrive-proto", "sealdrive-pack", "sealdrive-runtime"],
+    ),
     (
         "sealdrive-tests",
         &[
             "sealdrive-proto",
             "sealdrive-pack",
+            "sealdrive-runtime",
             "sealdrive-core",
             "sealdrive",
             "sealdrive-server",
@@ -75,6 +81,11 @@ const UNREACHABLE: &[(&str, &[&str], &str)] = &[
             "sealdrive-server",
         ],
         "the core is pure: no kernel, network, database or runtime",
+    ),
+    (
+        "sealdrive-runtime",
+        &["tonic", "prost", "redb", "fuser", "rustix"],
+        "threads, time and tasks stand below everything else",
     ),
     (
         "sealdrive-pack",
@@ -204,6 +215,23 @@ fn linked(repository: &Path, package: &str) -> BTreeSet<String> {
         .filter(|name| *name != package)
         .map(str::to_owned)
         .collect()
+}
+
+/// Whether a build with these arguments has the scheduler of the simulation in it.
+pub fn simulates(repository: &Path, selection: &[&str]) -> bool {
+    let tree = Command::new(env!("CARGO"))
+        .args(["tree", "--offline", "--edges", "features"])
+        .args(["--invert", "sealdrive-runtime"])
+        .args(selection)
+        .current_dir(repository)
+        .output()
+        .expect("cargo tree");
+    assert!(
+        tree.status.success(),
+        "cargo tree: {}",
+        String::from_utf8_lossy(&tree.stderr)
+    );
+    String::from_utf8_lossy(&tree.stdout).contains("sealdrive-runtime feature \"simulation\"")
 }
 
 #[cfg(test)]

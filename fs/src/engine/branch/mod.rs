@@ -22,8 +22,8 @@ use sealdrive_core::reference::Reference;
 use sealdrive_core::tree::{Nodes, Root};
 use sealdrive_core::view::{ReadError, View};
 use sealdrive_pack::{Directory, Medium};
+use sealdrive_runtime::task::{self, Runtime};
 use serde::{Deserialize, Serialize};
-use tokio::runtime::Runtime;
 
 pub(super) use self::aside::{Diverged, finish, set_aside};
 pub use self::export::Exported;
@@ -342,11 +342,7 @@ impl Branch {
         let dir = config.dir.join(DIR).join(id);
         let lock = lock(&dir)?;
         let conflict = read(config, id)?;
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(1)
-            .enable_all()
-            .build()
-            .map_err(broken("starting the network thread"))?;
+        let runtime = task::runtime(1, "branch").map_err(broken("starting the network thread"))?;
         let remote = config.remote.as_ref();
         let fetcher = remote.map(|remote| Fetcher::start(runtime.handle(), Arc::clone(remote)));
         let events = Arc::<Events>::default();

@@ -26,6 +26,8 @@ use tonic::transport::Channel;
 pub use account::{Account, Registration, SlotAnswer};
 pub use login::Identity;
 use session::Line;
+pub use status::translate;
+pub use stream::ack;
 
 /// Where a server is and how it is recognised.
 #[derive(Clone, PartialEq, Eq)]

@@ -1,7 +1,7 @@
 //! The table from gRPC status to what the caller decides on.
 //!
 //! Invariant: every code has a row; text of the server is shortened and cleaned before a person sees it.
-//! Called by `grpc` only.
+//! Called by `grpc` and by the simulated network of the tests.
 
 use tonic::{Code, Status};
 
@@ -11,7 +11,7 @@ use crate::remote::RemoteError;
 const MAX_TEXT: usize = 200;
 
 /// What a status means for the caller.
-pub(super) fn translate(status: &Status) -> RemoteError {
+pub fn translate(status: &Status) -> RemoteError {
     let text = clean(status.message());
     match status.code() {
         Code::Unauthenticated => RemoteError::Unauthenticated(text),

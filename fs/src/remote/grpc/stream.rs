@@ -104,7 +104,8 @@ pub(super) fn acknowledgements(
     receive
 }
 
-fn ack(answer: v1::UploadResponse) -> Result<Ack, RemoteError> {
+/// An acknowledgement as the engine sees it.
+pub fn ack(answer: v1::UploadResponse) -> Result<Ack, RemoteError> {
     let conflicts = answer.conflicts.into_iter().map(|conflict| {
         let stored_hash = conflict.stored_hash.as_ref().try_into().map_err(|_| {
             RemoteError::Tampered("a conflict with a hash of the wrong length".to_owned())

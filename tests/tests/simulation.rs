@@ -1,0 +1,80 @@
+//! Worlds by their seeds: client and server under lossy networks and power cuts, held to what was promised.
+//!
+//! `SEALDRIVE_SIM_SEEDS=FROM..TO` runs others than the usual ones; `scripts/sim` runs many.
+
+#![allow(clippy::unwrap_used)]
+
+use std::collections::BTreeSet;
+
+use sealdrive_tests::sim::world::{Report, reproduce, run};
+
+/// Worlds of an ordinary test run.
+const USUAL: std::ops::Range<u64> = 0..120;
+/// Worlds that are run twice.
+const TWICE: std::ops::Range<u64> = 1000..1010;
+/// Worlds at once.
+const SIDE_BY_SIDE: usize = 4;
+
+fn seeds() -> std::ops::Range<u64> {
+    let Ok(text) = std::env::var("SEALDRIVE_SIM_SEEDS") else {
+        return USUAL;
+    };
+    let (from, to) = text.split_once("..").expect("SEALDRIVE_SIM_SEEDS=FROM..TO");
+    from.parse().unwrap()..to.parse().unwrap()
+}
+
+fn world(seed: u64) -> Report {
+    match run(seed).result {
+        Ok(report) => report,
+        Err(trouble) => panic!("seed {seed}: {trouble}\nagain: {}", reproduce(seed)),
+    }
+}
+
+#[test]
+fn the_same_seed_is_the_same_world() {
+    let mut digests = BTreeSet::new();
+    for seed in TWICE {
+        let (first, second) = (run(seed), run(seed));
+        assert_eq!(first.result, second.result, "seed {seed}");
+        assert_eq!(first.digest, second.digest, "seed {seed}");
+        assert_eq!(first.elapsed, second.elapsed, "seed {seed}");
+        digests.insert(first.digest);
+    }
+    assert_eq!(digests.len() as u64, TWICE.end - TWICE.start);
+}
+
+#[test]
+fn what_was_promised_is_found_again() {
+    let seeds = seeds();
+    let worlds = seeds.end - seeds.start;
+    let mut sum = Report::default();
+    // Worlds know nothing of each other: as many side by side as there are cores to wait for.
+    std::thread::scope(|scope| {
+        let side_by_side: Vec<_> = (0..SIDE_BY_SIDE)
+            .map(|first| {
+                let mine = seeds.clone().skip(first).step_by(SIDE_BY_SIDE);
+                scope.spawn(|| mine.map(world).collect::<Vec<_>>())
+            })
+            .collect();
+        for reports in side_by_side {
+            reports.join().unwrap().iter().for_each(|one| sum.add(one));
+        }
+    });
+    println!("{worlds} worlds: {sum:#?}");
+    // Nothing may be left out: a fault that never happens is a fault that is not tested.
+    let network = sum.network;
+    for (what, count) in [
+        ("client power cuts", sum.client_crashes),
+        ("server power cuts", sum.server_crashes),
+        ("promises checked", sum.promises),
+        ("lost requests", network.lost_requests),
+        ("lost replies", network.lost_replies),
+        ("repeats", network.repeats),
+        ("cuts", network.cuts),
+        ("stalls", network.stalls),
+        ("refused calls", network.refused),
+        ("calls whose server died", network.orphaned),
+    ] {
+        assert!(worlds < 50 || count > 0, "no {what} in {worlds} worlds");
+    }
+}
