@@ -392,12 +392,15 @@ fn packs_in(dir: &dyn Medium) -> Result<Vec<u64>, StoreError> {
     Ok(out)
 }
 
+/// Number, file and length of a pack of copies.
+type CachedPack = (u64, Arc<dyn MediumFile>, u64);
+
 fn open_cached(
     dir: &dyn Medium,
     found: &[u64],
     index: &Index,
     indexed_below: u64,
-) -> Result<Vec<(u64, Arc<dyn MediumFile>, u64)>, StoreError> {
+) -> Result<Vec<CachedPack>, StoreError> {
     let broken = |e| StoreError::Io("opening a cache pack", e);
     let mut out = Vec::with_capacity(found.len());
     for number in found {

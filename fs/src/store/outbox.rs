@@ -28,6 +28,9 @@ pub(super) struct AckedPack {
     pub(super) len: u64,
 }
 
+/// The open file of a pack.
+type PackHandle = Arc<dyn MediumFile>;
+
 struct OutPack {
     file: Arc<dyn MediumFile>,
     entries: Vec<Entry>,
@@ -466,7 +469,7 @@ impl State {
         &mut self,
         cursor: Position,
         max_bytes: usize,
-    ) -> io::Result<Vec<(u64, Entry, Arc<dyn MediumFile>)>> {
+    ) -> io::Result<Vec<(u64, Entry, PackHandle)>> {
         let mut out = Vec::new();
         let mut bytes = 0;
         'packs: for (number, pack) in self.packs.range(cursor.pack..) {

@@ -10,7 +10,7 @@
 //!   (zeros at the end). A cut (`truncate`) that does not survive takes later writes beyond it along: their blocks were
 //!   new ones. Truncations survive in order.
 //! - Names: creations, renames and removals are one ordered log, as both journals are; a power cut keeps a prefix of
-//! it.   A rename is one step, also between directories.
+//!   it. A rename is one step, also between directories.
 //! - `sync_dir` makes durable what was done in that directory, and nothing else; `sync` of a file no name at all. Both
 //!   file systems commit their whole log then: this is stricter, so that nothing here relies on it.
 //! - A failed `sync` says so once: some pieces reached the disk, the others are clean and lost although reads still

@@ -26,7 +26,7 @@ const TABLE: &[(&str, bool)] = &[
 ];
 
 fn whole(point: &str) -> bool {
-    TABLE.iter().any(|row| *row == (point, true))
+    TABLE.contains(&(point, true))
 }
 
 fn id(n: u32) -> [u8; 32] {
