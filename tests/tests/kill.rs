@@ -1,7 +1,9 @@
-//! kill -9 of client and server at random moments under load, with a ledger of what fsync acknowledged.
+//! kill -9 of client and server at random moments under load, with a ledger of what fsync and `sync` acknowledged.
 //!
-//! Everything in the ledger must be there after the next mount, and at the end on another machine with an empty cache.
-//! A run in which nothing was in flight at the kills proves nothing and fails.
+//! What fsync acknowledged must be there after the next mount; what `sealdrive sync` acknowledged must be there on
+//! another machine with an empty cache, with the first one's daemon and the server killed in between. A run in which
+//! nothing was in flight at the kills proves nothing and fails. The seed is printed; `SEALDRIVE_SEED` gives it back
+//! (the kernel's timing it cannot). The slow form is scripts/kills.
 
 #![allow(clippy::unwrap_used)]
 
@@ -15,15 +17,17 @@ use std::thread;
 use std::time::Duration;
 
 use sealdrive_tests::made::Noise;
-use sealdrive_tests::world::World;
+use sealdrive_tests::world::{Machine, World};
 
 /// Kills of the client in this test; `SEALDRIVE_KILLS` asks for more.
 const KILLS: u64 = 6;
+/// Rounds after which another machine reads everything through an empty cache.
+const ELSEWHERE: u64 = 5;
 /// Threads that write.
 const WRITERS: u64 = 3;
 
 /// What fsync promised: version of each replaced file, length of each growing one.
-#[derive(Default)]
+#[derive(Default, Clone)]
 struct Ledger {
     /// Whole files, each written once: name → seed and length.
     whole: BTreeMap<String, (u64, usize)>,
@@ -40,8 +44,19 @@ fn bytes_of(name: &str, version: u64, length: usize) -> Vec<u8> {
     Noise::new(seed).bytes(length)
 }
 
+impl Ledger {
+    fn len(&self) -> usize {
+        self.whole.len() + self.grown.len() + self.replaced.len()
+    }
+}
+
 struct Load {
     ledger: Mutex<Ledger>,
+    /// What a `sealdrive sync` that answered 0 promised: the ledger as it was before.
+    committed: Mutex<Ledger>,
+    /// Fsyncs and syncs acknowledged.
+    acknowledged: AtomicU64,
+    syncs: AtomicU64,
     stop: AtomicBool,
     /// Operations begun and not yet answered when the daemon died.
     in_flight: AtomicU64,
@@ -64,6 +79,20 @@ fn write(load: &Load, root: &Path, writer: u64) {
     }
 }
 
+/// Asks for commits under the load; the other half of the ledger is written only after `sync` answered 0.
+fn sync(load: &Load, machine: &Machine, pause: Duration) {
+    while !load.stop.load(Ordering::SeqCst) {
+        thread::sleep(pause);
+        let before = load.ledger.lock().unwrap().clone();
+        let point = machine.mountpoint();
+        let said = machine.run(&["sync", "--timeout", "20s", point.to_str().unwrap()]);
+        if said.code == 0 {
+            *load.committed.lock().unwrap() = before;
+            load.syncs.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+}
+
 fn whole(load: &Load, root: &Path, number: u64) -> std::io::Result<()> {
     let (name, length) = (
         format!("whole-{number}"),
@@ -73,6 +102,7 @@ fn whole(load: &Load, root: &Path, number: u64) -> std::io::Result<()> {
     file.write_all(&bytes_of(&name, 0, length))?;
     file.sync_all()?;
     load.ledger.lock().unwrap().whole.insert(name, (0, length));
+    load.acknowledged.fetch_add(1, Ordering::SeqCst);
     Ok(())
 }
 
@@ -91,6 +121,7 @@ fn grow(load: &Load, root: &Path, writer: u64) -> std::io::Result<()> {
         .unwrap()
         .grown
         .insert(name, before + 5000);
+    load.acknowledged.fetch_add(1, Ordering::SeqCst);
     Ok(())
 }
 
@@ -106,6 +137,7 @@ fn replace(load: &Load, root: &Path, writer: u64, version: u64) -> std::io::Resu
     fs::rename(root.join(&aside), root.join(&name))?;
     File::open(root)?.sync_all()?;
     load.ledger.lock().unwrap().replaced.insert(name, version);
+    load.acknowledged.fetch_add(1, Ordering::SeqCst);
     Ok(())
 }
 
@@ -152,52 +184,97 @@ fn verify(ledger: &Ledger, root: &Path) {
     }
 }
 
+/// Another machine that knows nothing reads what a sync promised, with the writer dead.
+fn verify_elsewhere(world: &World, machine: &Machine, promised: &Ledger, name: &str) {
+    let fresh = world.machine(name);
+    fresh.recover(&machine.kit());
+    let there = fresh.mount();
+    verify(promised, there.path());
+    there.kill();
+    fs::remove_dir_all(fresh.home()).unwrap();
+}
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok()?.parse().ok()
+}
+
 #[test]
-fn what_fsync_acknowledged_survives_kill_9_of_client_and_server() {
-    let kills = std::env::var("SEALDRIVE_KILLS")
-        .ok()
-        .and_then(|text| text.parse().ok())
-        .unwrap_or(KILLS);
+fn what_fsync_and_sync_acknowledged_survives_kill_9_of_client_and_server() {
+    let kills = number("SEALDRIVE_KILLS").unwrap_or(KILLS);
+    let seed = number("SEALDRIVE_SEED").unwrap_or_else(|| std::process::id().into());
+    println!("SEALDRIVE_SEED={seed}");
     let world = World::new();
     let (mut server, machine, mut mounted) = world.mounted();
+    let machine = Arc::new(machine);
     let load = Arc::new(Load {
         ledger: Mutex::default(),
+        committed: Mutex::default(),
+        acknowledged: AtomicU64::new(0),
+        syncs: AtomicU64::new(0),
         stop: AtomicBool::new(false),
         in_flight: AtomicU64::new(0),
         next: AtomicU64::new(0),
     });
-    let mut noise = Noise::new(std::process::id().into());
-    let mut acknowledged = 0;
+    let mut noise = Noise::new(seed);
+    let (mut server_kills, mut elsewhere, mut checked) = (0, 0, 0);
     for round in 0..kills {
         load.stop.store(false, Ordering::SeqCst);
         let root = mounted.path().to_owned();
-        let writers: Vec<_> = (0..WRITERS)
+        let mut writers: Vec<_> = (0..WRITERS)
             .map(|writer| {
                 let (load, root) = (load.clone(), root.clone());
                 thread::spawn(move || write(&load, &root, writer))
             })
             .collect();
+        let pause = Duration::from_millis(100 + noise.below(900));
+        let (syncing, here) = (load.clone(), machine.clone());
+        writers.push(thread::spawn(move || sync(&syncing, &here, pause)));
         thread::sleep(Duration::from_millis(300 + noise.below(2500)));
-        if round % 3 == 1 {
+        // Server first, client first, server killed and back under the client's load, or the client alone.
+        let way = noise.below(4);
+        if way < 2 {
             server.kill();
-            thread::sleep(Duration::from_millis(noise.below(500)));
+            server_kills += 1;
+            thread::sleep(Duration::from_millis(noise.below(600)));
+        }
+        if way == 1 {
+            server.restart();
+            thread::sleep(Duration::from_millis(noise.below(1500)));
         }
         mounted.kill();
         load.stop.store(true, Ordering::SeqCst);
+        if way == 2 {
+            server.kill();
+            server_kills += 1;
+        }
         writers
             .into_iter()
             .for_each(|writer| writer.join().unwrap());
-        if round % 3 == 1 {
+        if way == 0 || way == 2 {
             server.restart();
+        }
+        if round % ELSEWHERE == ELSEWHERE - 1 || round + 1 == kills {
+            let promised = load.committed.lock().unwrap().clone();
+            verify_elsewhere(&world, &machine, &promised, &format!("fresh-{round}"));
+            elsewhere += promised.len();
         }
         mounted = machine.mount();
         let ledger = load.ledger.lock().unwrap();
         verify(&ledger, mounted.path());
-        let now = ledger.whole.len() + ledger.grown.len() + ledger.replaced.len();
-        println!("round {round}: {now} promises kept");
-        acknowledged = now;
+        checked += ledger.len();
+        let syncs = load.syncs.load(Ordering::SeqCst);
+        println!(
+            "round {round}: {} promises of fsync kept, {syncs} syncs so far",
+            ledger.len()
+        );
     }
     let in_flight = load.in_flight.load(Ordering::SeqCst);
+    let acknowledged = load.acknowledged.load(Ordering::SeqCst);
+    let syncs = load.syncs.load(Ordering::SeqCst);
+    println!(
+        "{kills} kills of the client, {server_kills} of the server, {in_flight} operations in flight; {acknowledged} \
+         acknowledged fsyncs and {syncs} syncs; {checked} checks here, {elsewhere} on another machine"
+    );
     assert!(
         in_flight >= kills / 2,
         "{in_flight} operations in flight at {kills} kills: the kills hit nothing"
@@ -206,11 +283,11 @@ fn what_fsync_acknowledged_survives_kill_9_of_client_and_server() {
         acknowledged > 20,
         "{acknowledged} acknowledged fsyncs prove little"
     );
-
+    assert!(
+        syncs > 0 && elsewhere > 0,
+        "no sync was acknowledged under load"
+    );
     machine.sync();
     mounted.kill();
-    let fresh = world.machine("fresh");
-    fresh.recover(&machine.kit());
-    let there = fresh.mount();
-    verify(&load.ledger.lock().unwrap(), there.path());
+    verify_elsewhere(&world, &machine, &load.ledger.lock().unwrap(), "fresh");
 }

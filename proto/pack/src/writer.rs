@@ -54,18 +54,18 @@ impl Writer {
     /// the rest durable.
     pub fn resume(reader: Reader, scan: &Scan) -> Result<Self, PackError> {
         let Reader { file, .. } = &reader;
-        if scan.torn > 0 {
-            file.truncate(scan.end)
+        // A pack that was cut short in what had been durable ends anywhere; the next record does not begin anywhere.
+        let end = scan.end.next_multiple_of(ALIGN);
+        if scan.torn > 0 || end > scan.end {
+            file.truncate(end)
                 .map_err(PackError::io("cut off torn tail"))?;
         }
         file.sync().map_err(PackError::io("sync pack"))?;
-        let aligned = scan.end.is_multiple_of(ALIGN);
-        assert!(aligned, "records start at multiples of {ALIGN}");
         Ok(Self {
             header: *reader.header(),
             file: Arc::clone(file),
-            len: scan.end,
-            durable: scan.end,
+            len: end,
+            durable: end,
             entries: scan.entries.clone(),
             poisoned: false,
         })

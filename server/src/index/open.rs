@@ -1,7 +1,7 @@
 //! Opening the index, or beginning one.
 //!
-//! Invariant: a damaged index never keeps the server from starting: it is put aside, and the packs hold all that it did.
-//! What a disk refuses to read is an error and not damage. Called at start and by `rebuild-index`.
+//! Invariant: a damaged index never keeps the server from starting: it is put aside, and the packs hold all that it
+//! did. What a disk refuses to read is an error and not damage. Called at start and by `rebuild-index`.
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};

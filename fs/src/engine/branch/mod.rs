@@ -111,7 +111,8 @@ impl fmt::Display for Conflict {
         }
         write!(
             f,
-            "machine {} has written this drive meanwhile: {what} were set aside as conflict {}; see `sealdrive conflicts`",
+            "machine {} has written this drive meanwhile: {what} were set aside as conflict {}; see \
+             `sealdrive conflicts`",
             self.by_name, self.id
         )
     }
