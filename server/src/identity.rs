@@ -35,6 +35,11 @@ impl Identity {
         Ok(Self(SigningKey::from_bytes(seed)))
     }
 
+    /// The identity with this key, wherever it is kept.
+    pub fn of(key: SigningKey) -> Self {
+        Self(key)
+    }
+
     /// Signs hellos.
     pub fn signing_key(&self) -> &SigningKey {
         &self.0

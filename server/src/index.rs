@@ -38,6 +38,8 @@ const FORMAT: u32 = 1;
 const ASIDE: &str = "index.damaged";
 /// Longest index that is checked page by page at start, bytes: seconds of work; beyond it a start would take minutes.
 const CHECKED_BYTES: u64 = 1 << 30;
+/// Bytes of a page of redb.
+const PAGE: u64 = 4096;
 
 /// Why the index did not answer.
 #[derive(Debug, thiserror::Error)]

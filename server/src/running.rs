@@ -9,6 +9,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use sealdrive_pack::Medium;
 use sealdrive_proto::connect::ConnectString;
 use tokio::net::TcpListener;
 use zeroize::Zeroizing;
@@ -19,7 +20,7 @@ use crate::identity::Identity;
 use crate::service::{self, ServeError};
 use crate::store::{OpenError, Opened, Store, StoreError, StoreOptions};
 use crate::tls::{Certificate, TlsError};
-use crate::{clock, invites, key_files};
+use crate::{clock, invites, key_files, private_file};
 
 /// Where to keep things and where to listen.
 #[derive(Debug, Clone)]
@@ -150,12 +151,14 @@ fn open_data(data: &Path) -> Result<std::fs::File, StartError> {
     }
 }
 
-/// What clients pin; damage to one file is healed on the way.
+/// Identity and certificate, which clients pin: made on first use by one process alone; damage to one file is healed
+/// on the way.
 fn open_keys(data: &Path) -> Result<(Identity, Certificate), StartError> {
     let fail = |source| StartError::Data {
         dir: data.display().to_string(),
         source,
     };
+    let _alone = private_file::alone(data).map_err(fail)?;
     key_files::settle(data).map_err(fail)?;
     let identity = open_identity(data)?;
     let certificate = Certificate::open(data)?;
@@ -172,16 +175,12 @@ fn open_identity(data: &Path) -> Result<Identity, StartError> {
     Identity::open(data, &entropy).map_err(fail)
 }
 
-fn open_book(
-    data: &Path,
-    server_pk: [u8; 32],
-    options: StoreOptions,
-) -> Result<(Book, Store, usize), StartError> {
+fn open_book(opened: Opened, server_pk: [u8; 32]) -> (Book, Store, usize) {
     let Opened {
         store,
         control,
         damage,
-    } = Store::open_with(data, options)?;
+    } = opened;
     let book = Book::new(server_pk);
     for (record, received_ms) in &control {
         match book.apply(record, *received_ms) {
@@ -193,21 +192,30 @@ fn open_book(
         }
     }
     book.restart_leases(clock::steady_ms());
-    Ok((book, store, damage))
+    (book, store, damage)
 }
 
 /// Identity, store and book of a data directory: everything a server is but for its network. The caller sees to it that
 /// no other works on the directory.
 pub fn open_core(data: &Path, options: Options) -> Result<Core, StartError> {
     let identity = open_identity(data)?;
-    let (book, store, _) = open_book(data, identity.public(), options.store)?;
-    Ok(Core::new(
-        book,
-        store,
-        identity,
-        data.to_owned(),
-        options.quota,
-    ))
+    let opened = Store::open_with(data, options.store)?;
+    Ok(core_of(opened, identity, data.to_owned(), options.quota))
+}
+
+/// The same with the store on any medium. Without a directory it has no invitations.
+pub fn open_core_on(
+    medium: &dyn Medium,
+    identity: Identity,
+    options: Options,
+) -> Result<Core, StartError> {
+    let opened = Store::open_on(medium, options.store)?;
+    Ok(core_of(opened, identity, PathBuf::new(), options.quota))
+}
+
+fn core_of(opened: Opened, identity: Identity, data: PathBuf, quota: Option<u64>) -> Core {
+    let (book, store, _) = open_book(opened, identity.public());
+    Core::new(book, store, identity, data, quota)
 }
 
 fn log_broken(owner: [u8; 32], error: &BookError) {
@@ -226,6 +234,7 @@ impl Server {
             return Err(StartError::Plaintext(config.listen));
         }
         let lock = open_data(&config.data)?;
+        // Before anyone can connect: who sees the port open may ask for an invitation at once.
         let (_, certificate) = open_keys(&config.data)?;
         let fail = |source| StartError::Listen {
             addr: config.listen,
@@ -349,8 +358,8 @@ pub fn status(data: &Path) -> Result<Counts, StartError> {
     };
     let pack_bytes = pack_bytes(data).map_err(fail)?;
     let _lock = open_data(data)?;
-    let (book, store, damaged) =
-        open_book(data, open_keys(data)?.0.public(), StoreOptions::default())?;
+    let server_pk = open_keys(data)?.0.public();
+    let (book, store, damaged) = open_book(Store::open(data)?, server_pk);
     let (records, object_bytes) = store.totals()?;
     store.close();
     let (accounts, drives) = book.counts();

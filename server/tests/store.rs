@@ -155,3 +155,28 @@ async fn a_torn_tail_is_cut_off_and_a_damaged_record_is_never_served() {
     assert_eq!(lost, 1, "exactly the damaged one is missing");
     stop(opened.store);
 }
+
+/// The power failed while the index grew: its file was left with a length between two pages, the database took it for
+/// corrupted, and the server did not start.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_index_of_a_torn_length_opens() {
+    let dir = tempfile::tempdir().expect("made");
+    let live = dir.path().join("live");
+    std::fs::create_dir_all(&live).expect("made");
+    let store = Store::open(&live).expect("opens").store;
+    store.put((0..50).map(object).collect()).await.unwrap();
+    let torn = dir.path().join("torn");
+    crash_copy(&live, &torn);
+    stop(store);
+    let index = std::fs::File::options()
+        .write(true)
+        .open(torn.join("index.redb"))
+        .unwrap();
+    index
+        .set_len(index.metadata().unwrap().len() + 209)
+        .unwrap();
+    let opened = Store::open(&torn).expect("opens");
+    assert_eq!(opened.damage, 0);
+    assert_holds(&opened.store, 0..50).await;
+    stop(opened.store);
+}

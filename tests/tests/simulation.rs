@@ -1,4 +1,5 @@
-//! Worlds by their seeds: client and server under lossy networks and power cuts, held to what was promised.
+//! Worlds by their seeds: client and server on simulated disks, under lossy networks and power cuts, held to what was
+//! promised.
 //!
 //! `SEALDRIVE_SIM_SEEDS=FROM..TO` runs others than the usual ones; `scripts/sim` runs many.
 
@@ -9,7 +10,7 @@ use std::collections::BTreeSet;
 use sealdrive_tests::sim::world::{Report, reproduce, run};
 
 /// Worlds of an ordinary test run.
-const USUAL: std::ops::Range<u64> = 0..120;
+const USUAL: std::ops::Range<u64> = 0..400;
 /// Worlds that are run twice.
 const TWICE: std::ops::Range<u64> = 1000..1010;
 /// Worlds at once.
@@ -63,9 +64,18 @@ fn what_was_promised_is_found_again() {
     println!("{worlds} worlds: {sum:#?}");
     // Nothing may be left out: a fault that never happens is a fault that is not tested.
     let network = sum.network;
+    let disks = |kind: &str| sum.disks.get(kind).copied().unwrap_or(0);
     for (what, count) in [
         ("client power cuts", sum.client_crashes),
         ("server power cuts", sum.server_crashes),
+        ("idle power cuts", sum.idle_cuts),
+        ("failed servers", sum.server_restarts),
+        ("refusals", sum.refusals),
+        ("lost names", disks("name step lost")),
+        ("lost or torn writes", disks("write lost or torn")),
+        ("failed writes", disks("write: EIO")),
+        ("failed syncs", disks("sync: EIO")),
+        ("full disks", disks("write: ENOSPC")),
         ("promises checked", sum.promises),
         ("lost requests", network.lost_requests),
         ("lost replies", network.lost_replies),

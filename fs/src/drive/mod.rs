@@ -19,6 +19,7 @@ mod file;
 mod gate;
 mod handles;
 mod inodes;
+mod jobs;
 mod link;
 mod log;
 mod nodes;

@@ -18,8 +18,8 @@ use super::dirty::DirtyMap;
 use super::errno::{Answer, Errno};
 use super::handles::Handles;
 use super::inodes::{Inodes, Slot};
+use super::jobs::Jobs;
 use super::nodes::{NODE_BUDGET, NodeCache};
-use super::writeback::Jobs;
 
 /// The ordered map: two overlays over a tree, and what of it the journal has not been given yet.
 pub(super) struct Map {

@@ -4,7 +4,7 @@
 //! in between wins. A stream holds one long run of one file, or short runs of files of one directory and one owner
 //! (what is compressed together comes from one place). Called by the engine's writeback.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use sealdrive_core::extent;
@@ -99,23 +99,10 @@ pub struct JobDone {
     pub digests: Vec<(Ino, u64, Digest)>,
 }
 
-/// Jobs that are out: the runs of each.
-#[derive(Default)]
-pub(super) struct Jobs {
-    out: HashMap<JobId, Vec<(Ino, Run)>>,
-    /// Sum of their lengths.
-    bytes: u64,
-    /// Those of which it is known what they will place.
-    cut: HashSet<JobId>,
-    /// Some run waits for a job to be cut.
-    held: bool,
-    last: JobId,
-}
-
 /// A stream being put together.
-struct Draft {
-    runs: Vec<(Ino, Run)>,
-    open_ended: bool,
+pub(super) struct Draft {
+    pub(super) runs: Vec<(Ino, Run)>,
+    pub(super) open_ended: bool,
 }
 
 /// Short runs of one directory and one owner, in order of creation.
@@ -138,22 +125,6 @@ impl Drive {
         drop(guard);
         self.room.notify_all(); // inline files may have made room
         Ok(jobs)
-    }
-
-    /// The stream of a job has been cut: `tail` (file, from, to), which no chunk takes, is free for the next job, which
-    /// need not wait until this one is sealed.
-    pub fn job_cut(&self, id: JobId, tail: &[(Ino, u64, u64)]) {
-        let mut guard = self.peek();
-        let s = &mut *guard;
-        for (ino, from, to) in tail {
-            s.release(id, *ino, *from, *to);
-        }
-        s.jobs.cut.insert(id);
-        let held = s.unhold();
-        drop(guard);
-        if held {
-            self.work.notify_all();
-        }
     }
 
     /// Takes a job's result. After `Missing`, load the node and call again with the same: nothing is placed twice.
@@ -197,7 +168,7 @@ impl Drive {
 
     /// Jobs handed out and not yet ended.
     pub fn jobs_out(&self) -> usize {
-        self.peek().jobs.out.len()
+        self.peek().jobs.count()
     }
 
     /// Dirty bytes of files that have a name: 0 before a freeze.
@@ -210,11 +181,6 @@ impl State {
     pub(super) fn unplaced(&self) -> u64 {
         let orphaned: u64 = self.orphans.keys().map(|ino| self.dirty_of(*ino)).sum();
         self.dirty_bytes - orphaned
-    }
-
-    /// Dirty bytes that no job has, about: what was overwritten while a job had it counts only once.
-    pub(super) fn waiting_bytes(&self) -> u64 {
-        self.dirty_bytes.saturating_sub(self.jobs.bytes)
     }
 
     /// Chooses runs. Files whose inode is gone (data recovered from the journal) are forgotten.
@@ -283,107 +249,6 @@ impl State {
         files
             .into_iter()
             .try_for_each(|ino| self.owner_of_dirty(ino).map(drop))
-    }
-
-    /// Runs that no job has. One that goes on where the range of a job ends waits until that job is cut: it may leave its
-    /// tail.
-    fn free_runs(&mut self, ino: Ino) -> Vec<Run> {
-        let Some(map) = self.dirty.get(&ino) else {
-            return Vec::new();
-        };
-        let uncut = |id: JobId| !self.jobs.cut.contains(&id);
-        let busy = map.runs(|range| range.job.is_some_and(uncut));
-        let mut free = map.runs(|range| range.job.is_none());
-        if !busy.is_empty() {
-            let all = free.len();
-            free.retain(|run| busy.binary_search_by_key(&run.off, Run::end).is_err());
-            self.jobs.held |= free.len() < all;
-        }
-        free
-    }
-
-    fn hand_out(&mut self, draft: Draft) -> Job {
-        self.jobs.last += 1;
-        let id = self.jobs.last;
-        let mut pieces = Vec::new();
-        for (ino, run) in &draft.runs {
-            let size = self.inodes.get(*ino).map_or(0, |slot| slot.inode.size);
-            let closed = self.inodes.holders(*ino).writers == 0;
-            let version = self.next_version();
-            let Some(map) = self.dirty.get_mut(ino) else {
-                continue;
-            };
-            map.split_at(run.end());
-            let whole = closed && run.off == 0 && run.len == size && size <= MIN_CHUNK as u64;
-            if whole {
-                map.join(*run, version);
-            }
-            for (off, range) in map.iter_mut(run.off, run.end()) {
-                range.job = Some(id);
-                if whole && let Some(slot) = self.inodes.get_mut(*ino) {
-                    slot.written = range.version;
-                }
-                pieces.push(JobPiece {
-                    ino: *ino,
-                    off,
-                    data: range.fix(),
-                    version: range.version,
-                    whole,
-                });
-            }
-        }
-        self.jobs.bytes += draft.runs.iter().map(|(_, run)| run.len).sum::<u64>();
-        self.jobs.out.insert(id, draft.runs);
-        Job {
-            id,
-            pieces,
-            open_ended: draft.open_ended,
-        }
-    }
-
-    /// What waited behind a job can go: the engine is to look, if anything did.
-    fn unhold(&mut self) -> bool {
-        let held = std::mem::take(&mut self.jobs.held);
-        self.nudged |= held;
-        held
-    }
-
-    /// Takes a part at the end of a run of a job away from it.
-    fn release(&mut self, id: JobId, ino: Ino, from: u64, to: u64) {
-        let Some(runs) = self.jobs.out.get_mut(&id) else {
-            return;
-        };
-        let mut released = 0;
-        for (_, run) in runs.iter_mut().filter(|(of, run)| {
-            *of == ino && (run.off..run.end()).contains(&from) && to == run.end()
-        }) {
-            released += to - from;
-            run.len = from - run.off;
-        }
-        self.jobs.bytes -= released;
-        let map = self.dirty.get_mut(&ino).filter(|_| released > 0);
-        if let Some(map) = map {
-            map.split_at(from);
-            for (_, range) in map.iter_mut(from, to) {
-                if range.job == Some(id) {
-                    range.job = None;
-                }
-            }
-        }
-    }
-
-    fn end_job(&mut self, id: JobId) {
-        self.jobs.cut.remove(&id);
-        for (ino, run) in self.jobs.out.remove(&id).unwrap_or_default() {
-            self.jobs.bytes -= run.len;
-            if let Some(map) = self.dirty.get_mut(&ino) {
-                for (_, range) in map.iter_mut(run.off, run.end()) {
-                    if range.job == Some(id) {
-                        range.job = None;
-                    }
-                }
-            }
-        }
     }
 
     fn place(&mut self, placed: &Placed) -> Answer<()> {

@@ -150,9 +150,11 @@ impl Journal {
             replay.ends.push(replay.entries.len());
             match read {
                 Ok(()) => {}
-                // It was being created when the machine stopped: nothing was promised.
+                // It was being created when the machine stopped: nothing was promised. The next one takes its number,
+                // because numbers follow each other without gaps.
                 Err((grammar::JournalError::Unborn, _)) if at + 1 == count => {
-                    journal.dir.remove(&file_name(number)).map_err(broken)?
+                    journal.dir.remove(&file_name(number)).map_err(broken)?;
+                    journal.next = number;
                 }
                 Err((damage, good)) => {
                     replay.damage = Some(damage);

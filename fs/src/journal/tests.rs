@@ -190,3 +190,24 @@ fn damage_anywhere_in_any_segment_leaves_a_prefix_and_is_told() {
         }
     }
 }
+
+/// The machine stopped, or its disk failed, while segment 2 was being created. The next mount removed it and called
+/// its own segment 3; the mount after that found that 3 does not follow 1, set it aside as damaged, and everything
+/// fsynced in between was gone.
+#[test]
+fn a_segment_after_an_unborn_one_is_read_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut journal = open(dir.path()).0;
+    journal.append(&[data(1)]).unwrap();
+    journal.sync().unwrap();
+    drop(journal);
+    std::fs::write(dir.path().join(file_name(2)), [0; 40]).unwrap();
+    let (mut journal, replay) = open(dir.path());
+    assert_eq!((replay.entries.len(), replay.damage), (1, None));
+    journal.append(&[data(2)]).unwrap();
+    journal.sync().unwrap();
+    drop(journal);
+    let (_, replay) = open(dir.path());
+    assert_eq!(replay.damage, None);
+    assert_eq!(replay.entries, [data(1), data(2)]);
+}

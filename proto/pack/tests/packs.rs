@@ -182,6 +182,29 @@ fn every_flipped_byte_is_a_torn_tail_behind_the_watermark_and_corruption_before_
     }
 }
 
+/// A server whose open pack had lost its end to a broken disk panicked at start: records begin at multiples of eight.
+#[test]
+fn a_pack_cut_in_what_was_durable_can_go_on_wherever_it_ends() {
+    let disk = disk();
+    let mut writer = Writer::create(&disk.medium, HEADER).unwrap();
+    writer.append(&[record(1, 13), record(2, 30)]).unwrap();
+    writer.sync().unwrap();
+    let durable = writer.durable();
+    drop(writer);
+    let whole = disk.bytes();
+    for cut in 64..whole.len() {
+        disk.set(&whole[..cut]);
+        let reader = disk.reader();
+        let scan = Scan::read(&reader, 0, durable).unwrap();
+        let mut writer = Writer::resume(reader, &scan).unwrap();
+        let more = writer.append(&[record(4, 9)]).unwrap();
+        let all = writer.finish().unwrap();
+        assert_eq!(all, [scan.entries, more].concat(), "cut at {cut}");
+        assert_eq!(disk.reader().sealed_entries().unwrap().unwrap(), all);
+        check(&disk.reader(), &all);
+    }
+}
+
 #[test]
 fn the_callers_watermark_counts_where_the_records_are_silent() {
     let disk = disk();

@@ -14,8 +14,8 @@ use sealdrive_runtime::sync::RwLock;
 
 use super::backend::Backend;
 use super::{
-    ASIDE, CACHE_BYTES, CHECKED_BYTES, Checkpoint, Index, IndexError, META, ROWS, STORE, SUSPECTS,
-    USAGE, begin, set_checkpoint,
+    ASIDE, CACHE_BYTES, CHECKED_BYTES, Checkpoint, Index, IndexError, META, PAGE, ROWS, STORE,
+    SUSPECTS, USAGE, begin, set_checkpoint,
 };
 
 impl Index {
@@ -29,6 +29,13 @@ impl Index {
             }
             file => file.map_err(io)?,
         };
+        // A power cut while the file grows may leave any length, and redb takes whole pages only. Nothing durable names
+        // what lies beyond the last whole page.
+        let len = file.len().map_err(io)?;
+        let whole = len.next_multiple_of(PAGE);
+        if whole != len {
+            file.truncate(whole).map_err(io)?;
+        }
         let backend = Backend::new(file);
         let disk_failed = Arc::clone(&backend.failed);
         // redb answers some damage with a panic.

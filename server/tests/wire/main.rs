@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, unreachable_pub)]
 
 mod drives;
+mod first_start;
 mod line;
 mod objects;
 mod rig;

@@ -2,7 +2,6 @@
 //!
 //! Invariant: everything comes from fixed keys. Called by `world.rs`.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,7 +15,9 @@ use sealdrive_proto::link::{
     AccountChain, Compression, DeviceKeys, DriveConfig, Genesis, LinkBody, LinkFields, Signer,
 };
 use sealdrive_proto::transcript::Role;
-use sealdrive_server::core::Core;
+use sealdrive_server::core::{ChangeError, Core};
+
+use super::disk::Disk;
 
 /// Devices of the account; the first founds it.
 const DEVICES: u8 = 3;
@@ -95,26 +96,27 @@ impl Household {
     }
 
     /// Makes the account known to a server that may know it already.
-    pub(super) async fn register(&self, core: &Core) {
+    pub(super) async fn register(&self, core: &Core) -> Result<(), ChangeError> {
         let (genesis, rest) = self.links.split_first().unwrap();
         let proposed = core.book.propose_account(genesis, b"slot", b"key box");
         if let Some(records) = proposed.unwrap() {
-            core.change(&records).await.unwrap();
+            core.change(&records).await?;
         }
         for link in rest {
             let proposed = core.book.propose_link(&self.account(), Role::Device, link);
             if let Some(record) = proposed.unwrap() {
-                core.change(&[record]).await.unwrap();
+                core.change(&[record]).await?;
             }
         }
+        Ok(())
     }
 
-    /// What device `n` mounts the drive with, its state in `dir`.
-    pub(super) fn config(&self, dir: PathBuf, n: u8) -> EngineConfig {
+    /// What device `n` mounts the drive with, its state on `disk`.
+    pub(super) fn config(&self, disk: &Disk, n: u8) -> EngineConfig {
         let secrets = DomainSecrets::from_entropy(&[0x44; 128]);
         let domain = self.account().private_domain();
         let mut config = EngineConfig::new(
-            dir,
+            "nowhere",
             self.drive,
             device(n),
             Arc::new(DomainKeys::derive(domain, &secrets)),
@@ -122,6 +124,7 @@ impl Household {
             Arc::new(signing(n)),
             self.chain.clone(),
         );
+        config.medium = Some(disk.root());
         config.commit_interval = Duration::from_secs(2);
         config.join_patience = Duration::from_secs(600);
         config.workers = 2;

@@ -162,9 +162,14 @@ struct State {
     /// Operations that will fail: kind, number counted from the first, with what.
     failing: Vec<(Op, u64, Trouble)>,
     halted: bool,
+    watcher: Option<Watcher>,
     counters: BTreeMap<&'static str, u64>,
     digest: blake3::Hasher,
 }
+
+/// Called before each operation that changes something, with what takes a power cut of that moment; whether the machine
+/// loses its power now. It runs under the disk's lock.
+pub type Watcher = Box<dyn FnMut(&mut dyn FnMut(Survivors) -> Disk) -> bool + Send>;
 
 /// The disk; clones share it.
 #[derive(Clone)]
@@ -187,6 +192,7 @@ impl Disk {
             done: BTreeMap::new(),
             failing: Vec::new(),
             halted: false,
+            watcher: None,
             counters: BTreeMap::new(),
             digest: blake3::Hasher::new(),
         })))
@@ -215,6 +221,11 @@ impl Disk {
         let mut state = self.lock();
         let paths: Vec<String> = state.names.keys().cloned().collect();
         (state.power_cut(survivors), look(&paths))
+    }
+
+    /// From now on `watcher` sees every operation that changes something before it is done.
+    pub fn watch(&self, watcher: Option<Watcher>) {
+        self.lock().watcher = watcher;
     }
 
     /// From now on every operation fails: the machine that had this disk is gone.
@@ -282,6 +293,13 @@ impl State {
             self.digest.update(&n.to_le_bytes());
         }
         self.digest.update(bytes);
+        if !self.halted
+            && !matches!(op, Op::Open | Op::Read)
+            && let Some(mut watcher) = self.watcher.take()
+        {
+            self.halted = watcher(&mut |survivors| self.power_cut(survivors));
+            self.watcher = Some(watcher);
+        }
         if self.halted {
             return Err(io::Error::other("the machine has no power"));
         }

@@ -57,11 +57,11 @@ impl Mounted {
         }
     }
 
-    fn ino(&self, name: &str) -> Ino {
-        self.op(|d| d.lookup(ROOT, name.as_bytes())).unwrap().ino
+    fn ino(&self, name: &str) -> Answer<Ino> {
+        Ok(self.op(|d| d.lookup(ROOT, name.as_bytes()))?.ino)
     }
 
-    pub(super) fn create(&self, name: &str) -> Handle {
+    pub(super) fn create(&self, name: &str) -> Answer<Handle> {
         let new = NewNode {
             kind: FileKind::Regular,
             mode: 0o644,
@@ -69,40 +69,40 @@ impl Mounted {
             rdev: 0,
         };
         let made = self.op(|d| d.create(ROOT, name.as_bytes(), new, ME, NOW));
-        made.unwrap().1
+        Ok(made?.1)
     }
 
-    pub(super) fn open(&self, name: &str) -> Handle {
-        let ino = self.ino(name);
-        self.op(|d| d.open(ino, true)).unwrap()
+    pub(super) fn open(&self, name: &str) -> Answer<Handle> {
+        let ino = self.ino(name)?;
+        self.op(|d| d.open(ino, true))
     }
 
     pub(super) fn release(&self, handle: Handle) {
         self.0.drive().release(handle);
     }
 
-    pub(super) fn write(&self, name: &str, off: u64, data: &[u8]) {
-        let ino = self.ino(name);
-        self.op(|d| d.write(ino, off, data, false, NOW)).unwrap();
+    pub(super) fn write(&self, name: &str, off: u64, data: &[u8]) -> Answer<()> {
+        let ino = self.ino(name)?;
+        self.op(|d| d.write(ino, off, data, false, NOW)).map(drop)
     }
 
-    pub(super) fn truncate(&self, name: &str, size: u64) {
-        let ino = self.ino(name);
+    pub(super) fn truncate(&self, name: &str, size: u64) -> Answer<()> {
+        let ino = self.ino(name)?;
         let set = SetAttr {
             size: Some(size),
             ..SetAttr::default()
         };
-        self.op(|d| d.setattr(ino, set, NOW)).unwrap();
+        self.op(|d| d.setattr(ino, set, NOW)).map(drop)
     }
 
-    pub(super) fn unlink(&self, name: &str) {
-        self.op(|d| d.unlink(ROOT, name.as_bytes(), NOW)).unwrap();
+    pub(super) fn unlink(&self, name: &str) -> Answer<()> {
+        self.op(|d| d.unlink(ROOT, name.as_bytes(), NOW)).map(drop)
     }
 
-    pub(super) fn rename(&self, from: &str, to: &str) {
+    pub(super) fn rename(&self, from: &str, to: &str) -> Answer<()> {
         let rule = RenameRule::Replace;
         self.op(|d| d.rename(ROOT, from.as_bytes(), ROOT, to.as_bytes(), rule, NOW))
-            .unwrap();
+            .map(drop)
     }
 
     fn chunk(&self, reference: &Reference) -> Bytes {
@@ -112,9 +112,9 @@ impl Mounted {
         })
     }
 
-    fn read(&self, name: &str) -> Vec<u8> {
-        let ino = self.ino(name);
-        let plan = self.op(|d| d.read_plan(ino, 0, u64::MAX)).unwrap();
+    fn read(&self, name: &str) -> Answer<Vec<u8>> {
+        let ino = self.ino(name)?;
+        let plan = self.op(|d| d.read_plan(ino, 0, u64::MAX))?;
         let mut out = Vec::new();
         for piece in plan.pieces {
             match piece {
@@ -130,12 +130,12 @@ impl Mounted {
                 }
             }
         }
-        out
+        Ok(out)
     }
 
     /// Every file under the root, read through.
-    pub(super) fn tree(&self) -> Tree {
-        let handle = self.op(|d| d.opendir(ROOT)).unwrap();
+    pub(super) fn tree(&self) -> Answer<Tree> {
+        let handle = self.op(|d| d.opendir(ROOT))?;
         let mut names = Vec::new();
         self.op(|d| {
             names.clear();
@@ -143,14 +143,13 @@ impl Mounted {
                 names.push(String::from_utf8(entry.name.to_vec()).unwrap());
                 true
             })
-        })
-        .unwrap();
+        })?;
         self.0.drive().releasedir(handle);
         let files = names.into_iter().filter(|name| name != "." && name != "..");
         files
             .map(|name| {
-                let content = Arc::new(self.read(&name));
-                (name, content)
+                let content = Arc::new(self.read(&name)?);
+                Ok((name, content))
             })
             .collect()
     }

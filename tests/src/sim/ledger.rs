@@ -54,6 +54,12 @@ impl Ledger {
         self.requests += 1;
     }
 
+    /// The last request was refused: what is refused is not done.
+    pub(super) fn refused(&mut self) {
+        assert!(self.safe < self.mark(), "what was promised was refused");
+        self.states.pop();
+    }
+
     /// How many requests have been made since recovery.
     pub(super) fn mark(&self) -> usize {
         self.states.len() - 1

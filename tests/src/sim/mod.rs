@@ -17,4 +17,6 @@ mod line;
 #[cfg(feature = "simulation")]
 pub mod network;
 #[cfg(feature = "simulation")]
+mod rack;
+#[cfg(feature = "simulation")]
 pub mod world;

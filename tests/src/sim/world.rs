@@ -1,47 +1,68 @@
 //! One world: a server, a client that works and dies, and at the end another machine that reads what the server has.
 //!
-//! Invariant: everything that differs between worlds comes from the seed. A power cut leaves a machine's directory as
-//! it was at that moment: it is copied before any thread unwinds, and the next life starts on the copy. Called by
-//! `tests/simulation.rs` and `src/bin/sim.rs`.
+//! Invariant: everything that differs between worlds comes from the seed. A power cut leaves of a machine's disk what
+//! was synced, and of the rest what the dice say (`rack.rs`); the next life starts on that. A machine whose disk fails
+//! may refuse, and only that one. Called by `tests/simulation.rs` and `src/bin/sim.rs`.
 
-use std::path::{Path, PathBuf};
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use sealdrive::engine::{Engine, EngineConfig};
-use sealdrive_runtime::channel::sync_channel;
+use sealdrive::drive::Answer;
+use sealdrive::engine::{Engine, EngineConfig, EngineError};
 use sealdrive_runtime::simulation::{Machine, Outcome, World};
 use sealdrive_runtime::{task, thread, time};
+use sealdrive_server::identity::Identity;
 use sealdrive_server::store::StoreOptions;
-use sealdrive_server::{Options, open_core};
+use sealdrive_server::{Options, open_core_on};
 
-use super::account::{Household, device};
+use super::account::{Household, device, signing};
+use super::disk::Disk;
 use super::drive::{Mounted, Tree};
 use super::ledger::Ledger;
 use super::line::Line;
 use super::network::{Counts, Endpoint, Ends, Network, Weather};
+use super::rack::{Fuse, Rack};
 
 /// Client lives in a world.
 const LIVES: u64 = 3;
-/// Turns a client has at most before its power fails, if it fails.
-const CLIENT_FUSE: u64 = 1500;
+/// What a client has at most before its power fails, if it fails.
+const CLIENT_FUSE: Fuse = Fuse {
+    turns: 1500,
+    operations: 160,
+};
 /// The same for a server.
-const SERVER_FUSE: u64 = 400;
+const SERVER_FUSE: Fuse = Fuse {
+    turns: 400,
+    operations: 120,
+};
+/// The machine that writes.
+const CLIENT: &str = "client";
+/// The machine that stores.
+const SERVER: &str = "server";
 /// Names in use.
 const NAMES: u64 = 6;
 /// Small packs, so that a short life fills some.
 const PACK_BYTES: u64 = 256 << 10;
 
 /// What a world came to, for the sums.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Report {
     /// What the network did.
     pub network: Counts,
+    /// What the disks did, by kind.
+    pub disks: BTreeMap<String, u64>,
     /// Client power cuts.
     pub client_crashes: u64,
+    /// Power cuts of a client that was not running: it had ended, well or because its disk had failed.
+    pub idle_cuts: u64,
     /// Server power cuts.
     pub server_crashes: u64,
+    /// Servers started again because their disk had failed.
+    pub server_restarts: u64,
+    /// Requests refused by a client whose disk was full or had failed; mounts among them.
+    pub refusals: u64,
     /// Requests made of the drive.
     pub requests: u64,
     /// Answered fsyncs and commits that a recovery was held to.
@@ -54,7 +75,13 @@ impl Report {
     /// Sums up.
     pub fn add(&mut self, other: &Self) {
         self.network.add(&other.network);
+        for (kind, count) in &other.disks {
+            *self.disks.entry(kind.clone()).or_default() += count;
+        }
         self.client_crashes += other.client_crashes;
+        self.idle_cuts += other.idle_cuts;
+        self.server_restarts += other.server_restarts;
+        self.refusals += other.refusals;
         self.server_crashes += other.server_crashes;
         self.requests += other.requests;
         self.promises += other.promises;
@@ -64,9 +91,7 @@ impl Report {
 
 /// Runs the world of a seed.
 pub fn run(seed: u64) -> Outcome<Report> {
-    let dir = tempfile::tempdir().unwrap();
-    let here = dir.path().to_owned();
-    World::run(seed, move |world| Scene::new(world, here).play())
+    World::run(seed, |world| Scene::new(world).play())
 }
 
 /// The line that shows a failed seed again.
@@ -77,14 +102,12 @@ pub fn reproduce(seed: u64) -> String {
 #[derive(Clone)]
 struct Scene {
     world: World,
-    dir: PathBuf,
+    rack: Arc<Rack>,
     household: Household,
     network: Arc<Network>,
     ledger: Arc<Mutex<Ledger>>,
     report: Arc<Mutex<Report>>,
     server: Arc<Mutex<Option<Machine>>>,
-    /// No more accidents.
-    calm: Arc<AtomicBool>,
     /// The server is not to come back.
     over: Arc<AtomicBool>,
 }
@@ -94,17 +117,16 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Scene {
-    fn new(world: &World, dir: PathBuf) -> Self {
+    fn new(world: &World) -> Self {
         let weather = Weather::draw(world);
         Self {
             world: world.clone(),
-            dir,
+            rack: Rack::new(world, &[CLIENT, SERVER]),
             household: Household::found(),
             network: Network::new(world, weather),
             ledger: Arc::default(),
             report: Arc::default(),
             server: Arc::default(),
-            calm: Arc::default(),
             over: Arc::default(),
         }
     }
@@ -112,84 +134,92 @@ impl Scene {
     fn play(&self) -> Report {
         let mine = self.clone();
         let keeper = thread::spawn("keeper", move || mine.keep_server()).unwrap();
-        let mut life = 0;
         for _ in 0..LIVES {
-            if self.live(life) {
-                life += 1;
-            }
+            self.live();
         }
-        self.calm.store(true, Ordering::SeqCst);
+        self.rack.calm();
         if let Some(server) = &*lock(&self.server) {
             server.spare();
         }
         self.network.set_weather(Weather::FAIR);
-        self.finish(life);
+        self.finish();
         self.read_elsewhere();
         self.over.store(true, Ordering::SeqCst);
         let server = lock(&self.server).take();
         server.inspect(Machine::kill);
         keeper.join().unwrap();
-        let mut report = *lock(&self.report);
+        let mut report = lock(&self.report).clone();
         let ledger = lock(&self.ledger);
         report.network = self.network.counts();
+        report.disks = self.rack.close();
         report.requests = ledger.requests;
         report.promises = ledger.promises;
         report
     }
 
-    /// A machine whose directory survives it.
-    fn machine(&self, name: &str, life: u64) -> (Machine, PathBuf) {
-        let machine = self.world.machine(name);
-        let here = self.dir.join(format!("{name}-{life}"));
-        let next = self.dir.join(format!("{name}-{}", life + 1));
-        let from = here.clone();
-        machine.on_kill(move || copy(&from, &next));
-        (machine, here)
-    }
-
-    /// Starts the server again whenever its power has failed.
+    /// Starts the server again whenever its power or its disk has failed.
     fn keep_server(&self) {
-        for life in 0.. {
-            let (machine, here) = self.machine("server", life);
-            if !self.calm.load(Ordering::SeqCst) && self.world.below(3) > 0 {
-                machine.kill_after(self.world.below(SERVER_FUSE));
-            }
+        loop {
+            let (machine, disk) = self.rack.machine(SERVER, Some(SERVER_FUSE));
             *lock(&self.server) = Some(machine.clone());
             let scene = self.clone();
-            machine.spawn("main", move || scene.serve(&here)).unwrap();
+            machine.spawn("main", move || scene.serve(&disk)).unwrap();
             machine.wait_dead();
             drop(self.network.place(None));
             if self.over.load(Ordering::SeqCst) {
                 return;
             }
-            lock(&self.report).server_crashes += 1;
+            {
+                let mut report = lock(&self.report);
+                report.server_crashes += u64::from(machine.is_dead());
+                report.server_restarts += u64::from(!machine.is_dead());
+            }
             thread::sleep(Duration::from_secs(self.world.below(60)));
         }
     }
 
-    fn serve(&self, here: &Path) {
-        std::fs::create_dir_all(here).unwrap();
+    /// Serves until the disk fails.
+    fn serve(&self, disk: &Disk) {
         let store = StoreOptions {
             pack_bytes: PACK_BYTES,
             reserve_bytes: 0,
             crash: None,
         };
-        let core = Arc::new(open_core(here, Options { store, quota: None }).unwrap());
+        let options = Options { store, quota: None };
+        let identity = Identity::of(signing(0x55));
+        let core = match open_core_on(&*disk.root(), identity, options) {
+            Ok(core) => Arc::new(core),
+            Err(error) => return self.excused(SERVER, &error),
+        };
         let runtime = task::runtime(1, "serve").unwrap();
-        runtime.block_on(self.household.register(&core));
+        if let Err(error) = runtime.block_on(self.household.register(&core)) {
+            return self.excused(SERVER, &error);
+        }
         let endpoint = Endpoint {
-            core,
+            core: Arc::clone(&core),
             serving: runtime.handle().clone(),
             machine: Machine::current().unwrap(),
         };
         drop(self.network.place(Some(endpoint)));
-        let (_kept, never) = sync_channel::<()>(1);
-        let _ = never.recv();
+        let why = runtime.block_on(core.store.failed());
+        drop(self.network.place(None));
+        core.stop();
+        self.excused(SERVER, &why);
     }
 
-    fn config(&self, here: PathBuf, n: u8) -> EngineConfig {
+    /// What is refused is refused by a machine whose disk is ill, or which has no power any more.
+    fn excused(&self, name: &str, why: &dyn std::fmt::Display) {
+        self.world.note("refused", name.as_bytes());
+        let dead = Machine::current().is_some_and(|machine| machine.is_dead());
+        assert!(dead || self.rack.is_ill(name), "{name}: {why}");
+        if !dead && name == CLIENT {
+            lock(&self.report).refusals += 1;
+        }
+    }
+
+    fn config(&self, disk: &Disk, n: u8) -> EngineConfig {
         let household = &self.household;
-        let mut config = household.config(here, n);
+        let mut config = household.config(disk, n);
         config.remote = Some(Arc::new(Line(Arc::new(Ends {
             network: Arc::clone(&self.network),
             number: n,
@@ -200,41 +230,49 @@ impl Scene {
         config
     }
 
-    /// One life of the client; whether it ended by a power cut.
-    fn live(&self, life: u64) -> bool {
-        let (machine, here) = self.machine("client", life);
-        if self.world.below(4) > 0 {
-            machine.kill_after(self.world.below(CLIENT_FUSE));
-        }
+    /// One life of the client. Unless it ends by a power cut, the next one finds what the kernel still has in memory;
+    /// or the power fails in between.
+    fn live(&self) {
+        let (machine, disk) = self.rack.machine(CLIENT, Some(CLIENT_FUSE));
         let scene = self.clone();
-        let work = machine.spawn("work", move || scene.work(here)).unwrap();
+        let work = machine.spawn("work", move || scene.work(&disk)).unwrap();
         let ended = work.join();
         let crashed = machine.is_dead();
         assert!(ended.is_ok() || crashed, "the workload broke off");
         machine.wait_dead();
         lock(&self.report).client_crashes += u64::from(crashed);
-        crashed
+        if !crashed && self.world.below(3) == 0 {
+            self.rack.cut(CLIENT);
+            lock(&self.report).idle_cuts += 1;
+        }
     }
 
-    fn mount(&self, here: PathBuf, n: u8) -> Mounted {
-        Mounted(Engine::open(self.config(here, n)).unwrap())
-    }
-
-    /// Mounts, and holds what is there against the ledger.
-    fn recover(&self, here: PathBuf, n: u8) -> Mounted {
-        let mounted = self.mount(here, n);
-        let found = mounted.tree();
+    /// Mounts, and holds what is there against the ledger. An error: the disk has failed.
+    fn recover(&self, disk: &Disk, n: u8) -> Result<Mounted, EngineError> {
+        let mounted = Mounted(Engine::open(self.config(disk, n))?);
+        let found = match mounted.tree() {
+            Ok(found) => found,
+            Err(_) if mounted.0.status().failed.is_some() => return Err(EngineError::Busy),
+            Err(error) => panic!("cannot be read: {error}"),
+        };
         let end = lock(&self.ledger).recovered(&found);
-        let end = end.unwrap_or_else(|complaint| panic!("{complaint}"));
+        let end = end
+            .unwrap_or_else(|complaint| panic!("{complaint}\n  {:?}", mounted.0.status().events));
         self.world.note("recovered", &(end as u64).to_le_bytes());
         lock(&self.report).recoveries += 1;
-        mounted
+        Ok(mounted)
     }
 
-    fn work(&self, here: PathBuf) {
-        let mounted = self.recover(here, 1);
+    fn work(&self, disk: &Disk) {
+        let mounted = match self.recover(disk, 1) {
+            Ok(mounted) => mounted,
+            Err(error) => return self.excused(CLIENT, &error),
+        };
         for _ in 0..self.world.below(25) {
-            self.step(&mounted);
+            if let Err(error) = self.step(&mounted) {
+                lock(&self.ledger).refused();
+                self.excused(CLIENT, &error);
+            }
         }
         if self.world.below(2) == 0 {
             let mark = lock(&self.ledger).mark();
@@ -245,22 +283,23 @@ impl Scene {
         }
     }
 
-    fn step(&self, mounted: &Mounted) {
+    /// One thing a program does. An error: it was refused, and so was the last request in the ledger.
+    fn step(&self, mounted: &Mounted) -> Answer<()> {
         let below = |bound| self.world.below(bound);
         let name = format!("f{}", below(NAMES));
         let stands = lock(&self.ledger).tree().get(&name).cloned();
         let dice = below(100);
         self.world.note("step", &[dice as u8]);
         match (dice, stands) {
-            (0..40, stands) => self.rewrite(mounted, &name, stands.is_some()),
+            (0..40, stands) => self.rewrite(mounted, &name, stands.is_some())?,
             (40..48, Some(content)) => {
                 let size = below(content.len() as u64 + 2000);
                 self.request(|t| resize(t, &name, size), None);
-                mounted.truncate(&name, size);
+                mounted.truncate(&name, size)?;
             }
             (48..56, Some(_)) => {
                 self.request(|t| drop(t.remove(&name)), None);
-                mounted.unlink(&name);
+                mounted.unlink(&name)?;
             }
             (56..64, Some(content)) => {
                 let to = format!("f{}", below(NAMES));
@@ -271,7 +310,7 @@ impl Scene {
                     },
                     None,
                 );
-                mounted.rename(&name, &to);
+                mounted.rename(&name, &to)?;
             }
             (64..82, _) => {
                 let mark = lock(&self.ledger).mark();
@@ -286,21 +325,37 @@ impl Scene {
                     lock(&self.ledger).promise(mark);
                 }
             }
+            (90..94, _) => self.rack.change_space(),
             _ => thread::sleep(Duration::from_millis(below(6000))),
         }
+        Ok(())
     }
 
-    fn rewrite(&self, mounted: &Mounted, name: &str, stands: bool) {
+    fn rewrite(&self, mounted: &Mounted, name: &str, stands: bool) -> Answer<()> {
         let handle = if stands {
             self.request(|_| {}, Some(name));
-            mounted.open(name)
+            mounted.open(name)?
         } else {
             self.request(
                 |t| drop(t.insert(name.to_owned(), Arc::default())),
                 Some(name),
             );
-            mounted.create(name)
+            mounted.create(name)?
         };
+        let written = self.write_some(mounted, name);
+        if written.is_err() {
+            lock(&self.ledger).refused();
+        }
+        self.request(|_| {}, None);
+        mounted.release(handle);
+        if written.is_err() {
+            // For the caller to take back.
+            self.request(|_| {}, None);
+        }
+        written
+    }
+
+    fn write_some(&self, mounted: &Mounted, name: &str) -> Answer<()> {
         for _ in 0..=self.world.below(3) {
             let most = match self.world.below(16) {
                 0 => 700_000,
@@ -311,22 +366,21 @@ impl Scene {
             let data = noise(seed, 1 + self.world.below(most) as usize);
             let off = self.world.below(4000);
             self.request(|t| overwrite(t, name, off as usize, &data), Some(name));
-            mounted.write(name, off, &data);
+            mounted.write(name, off, &data)?;
         }
-        self.request(|_| {}, None);
-        mounted.release(handle);
+        Ok(())
     }
 
     fn request(&self, change: impl FnOnce(&mut Tree), open: Option<&str>) {
         lock(&self.ledger).request(change, open);
     }
 
-    /// In fair weather everything reaches the server.
-    fn finish(&self, life: u64) {
-        let (machine, here) = self.machine("client", life);
+    /// In fair weather, and on well disks, everything reaches the server.
+    fn finish(&self) {
+        let (machine, disk) = self.rack.machine(CLIENT, None);
         let scene = self.clone();
         let last = machine.spawn("last", move || {
-            let mounted = scene.recover(here, 1);
+            let mounted = scene.recover(&disk, 1).expect("the disk is well");
             let mark = lock(&scene.ledger).mark();
             let deadline = time::now() + Duration::from_secs(3600);
             let synced = mounted.0.sync_server(deadline, |_| true);
@@ -341,9 +395,10 @@ impl Scene {
 
     /// Another machine, without state of its own, finds the same.
     fn read_elsewhere(&self) {
-        let (machine, here) = self.machine("other", 0);
+        let (machine, disk) = self.rack.machine("other", None);
         let scene = self.clone();
-        let reader = machine.spawn("reads", move || drop(scene.recover(here, 2)));
+        let read = move || drop(scene.recover(&disk, 2).expect("the disk is well"));
+        let reader = machine.spawn("reads", read);
         reader.unwrap().join().expect("the other machine reads all");
         machine.wait_dead();
     }
@@ -370,21 +425,4 @@ fn noise(seed: u64, len: usize) -> Vec<u8> {
     hasher.update(&seed.to_le_bytes());
     hasher.finalize_xof().fill(&mut out);
     out
-}
-
-/// Copies a directory of files; a machine that had none yet leaves none.
-fn copy(from: &Path, to: &Path) {
-    let Ok(entries) = std::fs::read_dir(from) else {
-        return;
-    };
-    std::fs::create_dir_all(to).unwrap();
-    for entry in entries {
-        let entry = entry.unwrap();
-        let target = to.join(entry.file_name());
-        if entry.file_type().unwrap().is_dir() {
-            copy(&entry.path(), &target);
-        } else {
-            std::fs::copy(entry.path(), &target).unwrap();
-        }
-    }
 }

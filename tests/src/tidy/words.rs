@@ -311,7 +311,7 @@ mod tests {
             ("fs/src/fuse/ops.rs", "use fuser::Session;"),
             ("server/src/index.rs", "use redb::Database;"),
             ("fs/src/remote/grpc.rs", "use tonic::Status;"),
-            ("fs/src/clock.rs", "SystemTime::now()"),
+            ("proto/runtime/src/time.rs", "SystemTime::now()"),
             ("fs/src/mount.rs", "//! The loops of fuser call this."),
             ("fs/src/store/mod.rs", "dir.join(\"state.redb\")"),
             ("fs/tests/mounted.rs", "Instant::now()"),

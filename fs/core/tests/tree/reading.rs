@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
-use sealdrive_core::diff::diff;
+use sealdrive_core::diff::{diff, differs_in};
 use sealdrive_core::overlay::Overlay;
 use sealdrive_core::record::{Edit, Key, KeyRange, Value};
 use sealdrive_core::reference::Reference;
@@ -115,6 +115,17 @@ fn a_difference_is_what_the_models_differ_in() {
             expected.entry(key.clone()).or_default().1 = Some(value.clone());
         }
         expected.retain(|_, (old, new)| old != new);
+        for _ in 0..40 {
+            let (a, b) = (random_key(dice, profile), random_key(dice, profile));
+            let (start, end) = if a <= b { (a, b) } else { (b, a) };
+            let range = KeyRange { start, end };
+            let inside = range.start.as_bytes().to_vec()..range.end.as_bytes().to_vec();
+            assert_eq!(
+                differs_in(&store, &old_root, &new_root, &range).unwrap(),
+                expected.range(inside).next().is_some(),
+                "seed {seed}, {range:?}"
+            );
+        }
         let mut found = Vec::new();
         diff(&store, &old_root, &new_root, |difference| {
             let of = |value: Option<&[u8]>| value.map(<[u8]>::to_vec);
