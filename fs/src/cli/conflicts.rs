@@ -24,7 +24,8 @@ Examples:
                                                     Bring the new and changed files back, into a directory of their own.
   sealdrive conflicts drop 20261124T221405Z         Show what would go, ask, and delete it for ever.
 
-What was damaged on this machine before any server had it is kept here in the same way, readable as far as it goes.
+What was damaged on this machine before any server had it is kept here in the same way. Its export writes all that is
+good, names the rest, and ends with 21; what is left of a damaged file is beside it as NAME.damaged, with holes.
 
 A drive has one writer. When another machine takes over (mount --take-over), this one stops writing, and what it had
 not sent is kept here, sealed: at the next mount it is set aside, the drive goes on from the server's state, and the
@@ -184,9 +185,22 @@ fn export(
                 exported.refused
             ));
         }
+        for missing in &exported.missing {
+            lines.push(match (missing.bytes, &missing.kept) {
+                (Some(bytes), Some(kept)) => format!(
+                    "  damaged: {}: {bytes} bytes are lost; what is left is in {kept}, with holes",
+                    missing.path
+                ),
+                _ => format!("  lost: {}", missing.path),
+            });
+        }
         lines.join("\n")
     });
-    Ok(if exported.refused > 0 {
+    Ok(if exported.tampered && !exported.missing.is_empty() {
+        Exit::Tampered
+    } else if !exported.missing.is_empty() {
+        Exit::Lost
+    } else if exported.refused > 0 {
         Exit::Partly
     } else {
         Exit::Ok

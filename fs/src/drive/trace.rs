@@ -70,6 +70,17 @@ impl Drive {
         Ok(next)
     }
 
+    /// Shows the chunks that extents name which are in no checkpoint yet.
+    pub(crate) fn each_unsaved_extent(&self, mut each: impl FnMut(Ino, u64, &Reference)) {
+        for (key, value) in self.peek().map.active.iter() {
+            if let (Ok(KeyRef::Extent(ino, offset)), Some(value)) = (KeyRef::parse(key), value)
+                && let Ok(Extent::Chunk { reference, .. }) = Extent::decode(value)
+            {
+                each(ino, offset, &reference);
+            }
+        }
+    }
+
     /// The plaintext of a tree node, if it is in memory.
     pub(crate) fn node_in_memory(&self, reference: &Reference) -> Option<Bytes> {
         let node = self.peek().map.nodes.get(reference).ok()?;

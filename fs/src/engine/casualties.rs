@@ -10,11 +10,12 @@ use std::sync::{Arc, PoisonError};
 use sealdrive_core::record::Ino;
 use sealdrive_proto::id::{Kind, Sid};
 use sealdrive_runtime::sync::{Mutex, MutexGuard};
-use sealdrive_runtime::thread;
+use sealdrive_runtime::thread::{self, JoinHandle};
 
+use super::events::EventKind;
 use super::shared::Shared;
-use crate::clock;
 use crate::limits::EVENTS_KEPT;
+use crate::{clock, priority};
 
 /// One file that cannot be read whole.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,9 +33,21 @@ pub struct Casualty {
 pub(super) struct Casualties {
     files: Mutex<BTreeMap<Ino, Casualty>>,
     any: AtomicBool,
+    /// Threads that look for more of them.
+    searches: Mutex<Vec<JoinHandle<()>>>,
 }
 
 impl Casualties {
+    /// Waits for those who still look: they give up when the mount ends.
+    pub(super) fn join(&self) {
+        let mut searches = self.searches.lock().unwrap_or_else(PoisonError::into_inner);
+        let begun = std::mem::take(&mut *searches);
+        drop(searches);
+        for search in begun {
+            let _ = search.join();
+        }
+    }
+
     fn files(&self) -> MutexGuard<'_, BTreeMap<Ino, Casualty>> {
         self.files.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -72,15 +85,52 @@ impl Casualties {
     }
 }
 
+/// Records of the outbox that are not good, and that no witness covers, are a power cut's; but not if the journal names
+/// them, because it does so only after they were synced. The files are noted, and how many objects it was is told.
+pub(super) fn named_by_journal(shared: &Shared) {
+    let is_nowhere = |sid: &&Sid| matches!(shared.store.known(sid), Ok(None));
+    let doubtful = shared.store.doubtful().iter();
+    let doubtful: HashSet<Sid> = doubtful.filter(is_nowhere).copied().collect();
+    if doubtful.is_empty() {
+        return;
+    }
+    let keys = shared.blobs.keys();
+    let mut lost = HashSet::new();
+    shared.drive.each_unsaved_extent(|ino, offset, reference| {
+        let mut sids = keys.sids(Kind::Data, reference).map(|(_, sid)| sid);
+        if let Some(sid) = sids.find(|sid| doubtful.contains(sid)) {
+            lost.insert(sid);
+            shared.casualties.note(ino, offset);
+        }
+    });
+    if !lost.is_empty() {
+        let what = format!(
+            "{} objects that were not yet on the server are damaged",
+            lost.len()
+        );
+        shared.events.push(EventKind::OutboxDamage, what);
+    }
+}
+
 /// Looks for the files that need one of these objects, in the background: it walks every extent of the drive.
 pub(super) fn search(shared: &Arc<Shared>, lost: HashSet<Sid>) {
     if lost.is_empty() {
         return;
     }
-    let shared = Arc::clone(shared);
-    let begun = thread::spawn("casualties", move || walk(&shared, &lost));
-    if let Err(error) = begun {
-        tracing::warn!(%error, "which files are damaged is told when they are read");
+    let walker = Arc::clone(shared);
+    let begun = thread::spawn("casualties", move || {
+        priority::step_back(priority::BACKGROUND);
+        walk(&walker, &lost);
+    });
+    match begun {
+        Ok(search) => {
+            let searches = &shared.casualties.searches;
+            let mut searches = searches.lock().unwrap_or_else(PoisonError::into_inner);
+            searches.push(search);
+        }
+        Err(error) => {
+            tracing::warn!(%error, "which files are damaged is told when they are read");
+        }
     }
 }
 

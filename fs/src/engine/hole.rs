@@ -30,11 +30,17 @@ pub(super) const TORN: &str = "part of the tree was damaged before it was on the
 /// last commit that this machine has seen is worth more, and the rest is set aside like a branch.
 pub(super) fn in_checkpoint(local: &Local, config: &EngineConfig) -> Result<bool, EngineError> {
     let root = local.records.found_checkpoint.and_then(|found| found.root);
-    let Some(root) = root.filter(|_| local.store.lost().iter().any(Lost::is_loss)) else {
+    let store = &local.store;
+    let is_whole = !store.lost().iter().any(Lost::is_loss)
+        && store.doubtful().is_empty()
+        && !store.is_index_new();
+    let Some(root) = root.filter(|_| !is_whole) else {
         return Ok(false);
     };
     let deadline = clock::now() + config.join_patience.min(CALL_DEADLINE);
-    let lost = lost_ids(&local.store);
+    let mut lost = lost_ids(store);
+    // A node of a checkpoint was synced before: that one is not torn but rotten.
+    lost.extend(store.doubtful());
     Ok(find(&local.blobs, &local.store, root, &lost, deadline)?.is_some())
 }
 

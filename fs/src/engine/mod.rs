@@ -49,8 +49,8 @@ use sealdrive_runtime::sync::Mutex;
 pub use self::below::Below;
 pub use self::blobs::BlobError;
 pub use self::branch::{
-    Branch, BranchError, Cause, Conflict, Counts, Exported, count as count_conflicts, drop_branch,
-    list as list_conflicts,
+    Branch, BranchError, Cause, Conflict, Counts, Exported, Missing, count as count_conflicts,
+    drop_branch, list as list_conflicts,
 };
 pub use self::casualties::Casualty;
 pub use self::chain::ChainError;

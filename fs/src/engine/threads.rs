@@ -206,6 +206,7 @@ impl Running {
         if torn {
             shared.stop_commits(EventKind::OutboxDamage, TORN);
         }
+        casualties::named_by_journal(&shared);
         casualties::search(&shared, hole::lost_ids(&shared.store));
         let (workers, mut threads) =
             Workers::start(&shared, worker_count(&config)).map_err(io("starting a thread"))?;
@@ -336,6 +337,7 @@ impl Running {
         for reader in readers {
             let _ = reader.join();
         }
+        self.shared.casualties.join();
     }
 
     pub(super) fn status(&self) -> Status {

@@ -168,8 +168,10 @@ impl Journal {
         {
             replay.damage = Some(grammar::JournalError::Broken);
         }
-        if replay.damage.is_some() {
-            journal.note_span().map_err(broken)?;
+        // Also if there is none: an older one that comes back must not speak of other segments with these numbers.
+        if replay.damage.is_some() || span.is_none() {
+            let span = journal.span();
+            span.write(&*journal.dir).map_err(broken)?;
         }
         let aside = files_in(&*journal.dir, DAMAGED).map_err(broken)?;
         replay.aside = aside.into_iter().map(aside_name).collect();
@@ -315,7 +317,7 @@ impl Journal {
         }
         let trimmed: Vec<Segment> = self.segments.drain(..count).collect();
         // First the note that they may be gone, then they go.
-        self.note_span().map_err(broken)?;
+        self.span().settle(&*self.dir).map_err(broken)?;
         for segment in trimmed {
             self.dir
                 .remove(&file_name(segment.number))
@@ -371,11 +373,14 @@ impl Journal {
             bytes: bytes.len() as u64,
         });
         self.open = Some(Open { file, writer });
-        self.note_span()
+        if let Err(error) = self.span().note(&*self.dir) {
+            tracing::warn!(%error, "the newest journal segment would not be missed");
+        }
+        Ok(())
     }
 
-    /// Notes which segments there are, so that one that is lost is missed.
-    fn note_span(&self) -> io::Result<()> {
+    /// Which segments there are, so that one that is lost is missed.
+    fn span(&self) -> Span {
         Span {
             first: self
                 .segments
@@ -383,7 +388,6 @@ impl Journal {
                 .map_or(self.next, |first| first.number),
             last: self.segments.last().map_or(0, |last| last.number),
         }
-        .write(&*self.dir)
     }
 }
 

@@ -1,7 +1,8 @@
 //! Which segments there should be.
 //!
-//! Invariant: written after a segment is durable and before one is deleted, so that it never names one that is rightly
-//! not there. Called by the journal.
+//! Invariant: written after a segment is durable, and durable itself before one is deleted, so that it never names one
+//! that is rightly not there. It may lag: a power cut may take what was noted of the newest segment, or the note as a
+//! whole. Called by the journal.
 
 use std::io;
 
@@ -42,7 +43,20 @@ impl Span {
         (bytes == span.encode()).then_some(span)
     }
 
+    /// Durable on return, and whole.
     pub(super) fn write(&self, dir: &dyn Medium) -> io::Result<()> {
         dir.replace(Self::FILE, &self.encode())
+    }
+
+    /// Over what `write` has made; durable some time, because an fsync waits for it.
+    pub(super) fn note(&self, dir: &dyn Medium) -> io::Result<()> {
+        dir.open(Self::FILE)?.write_at(&self.encode(), 0)
+    }
+
+    /// The same, durable on return. A power cut on the way may leave none.
+    pub(super) fn settle(&self, dir: &dyn Medium) -> io::Result<()> {
+        let file = dir.open(Self::FILE)?;
+        file.write_at(&self.encode(), 0)?;
+        file.sync()
     }
 }

@@ -211,3 +211,30 @@ fn a_segment_after_an_unborn_one_is_read_again() {
     assert_eq!(replay.damage, None);
     assert_eq!(replay.entries, [data(1), data(2)]);
 }
+
+/// The note of which segments there are is not synced with every one of them: what a power cut leaves of it must not
+/// call a good journal damaged, nor let an older note come back and delete what is new.
+#[test]
+fn a_note_that_lags_or_is_torn_costs_no_segment() {
+    let dir = tempfile::tempdir().unwrap();
+    let note = dir.path().join("span");
+    let mut older = Vec::new();
+    for round in 0..4u64 {
+        let (mut journal, replay) = open(dir.path());
+        assert_eq!(replay.damage, None, "round {round}");
+        assert_eq!(seqs(&replay), (0..round).collect::<Vec<_>>());
+        older.push(std::fs::read(&note).unwrap());
+        journal.append(&[data(round)]).unwrap();
+        journal.sync().unwrap();
+        drop(journal);
+        let newest = std::fs::read(&note).unwrap();
+        assert_ne!(older.last(), Some(&newest), "it was noted");
+        let torn = [&newest[..20], &older[0][20..]].concat();
+        for left in [older.last().unwrap().clone(), torn, Vec::new()] {
+            std::fs::write(&note, &left).unwrap();
+            let (_, replay) = open(dir.path());
+            assert_eq!(replay.damage, None, "round {round}");
+            assert_eq!(seqs(&replay), (0..=round).collect::<Vec<_>>());
+        }
+    }
+}

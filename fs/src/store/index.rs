@@ -5,7 +5,6 @@
 //! name and no cid stands here, only what the server sees too. Called by `store/mod.rs`.
 
 use std::collections::{HashMap, VecDeque};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, PoisonError};
 use std::{fmt, io};
 
@@ -15,7 +14,9 @@ use redb::{
 use sealdrive_pack::{Medium, MediumFile};
 use sealdrive_proto::id::Sid;
 use sealdrive_runtime::sync::{Mutex, MutexGuard};
+use sealdrive_runtime::thread;
 
+use super::lost::Hole;
 use super::place::{Place, Position, Row};
 use crate::limits::{INDEX_BATCH, INDEX_CACHE, INDEX_CHECKED};
 
@@ -50,8 +51,8 @@ from_redb!(
 
 /// redb meets some damaged pages with a panic; to us that is an error like others.
 fn guarded<T>(work: impl FnOnce() -> Result<T, IndexError>) -> Result<T, IndexError> {
-    catch_unwind(AssertUnwindSafe(work))
-        .unwrap_or_else(|_| Err(IndexError("a page of the database is damaged".to_owned())))
+    thread::catching(work)
+        .unwrap_or_else(|| Err(IndexError("a page of the database is damaged".to_owned())))
 }
 
 /// What the durable index knows about the packs, written together with a checkpoint.
@@ -63,6 +64,8 @@ pub(super) struct Marks {
     pub(super) acknowledged: Position,
     /// How far each outbox pack was durable: the witness for one that is gone or cut short.
     pub(super) durable: Vec<Position>,
+    /// What is known not to be good of outbox packs.
+    pub(super) holes: Vec<Hole>,
 }
 
 #[derive(Default)]
@@ -220,6 +223,8 @@ impl Index {
                 table.insert("acknowledged", marks.acknowledged.encode().as_slice())?;
                 let durable: Vec<u8> = marks.durable.iter().flat_map(Position::encode).collect();
                 table.insert("durable", durable.as_slice())?;
+                let holes: Vec<u8> = marks.holes.iter().flat_map(Hole::encode).collect();
+                table.insert("holes", holes.as_slice())?;
             }
         }
         Ok(txn.commit()?)
@@ -252,10 +257,15 @@ impl Index {
             let ends = v.value().chunks(Position::LEN);
             ends.filter_map(Position::decode).collect()
         });
+        let holes = table.get("holes")?.map(|v| {
+            let holes = v.value().chunks(Hole::LEN);
+            holes.filter_map(Hole::decode).collect()
+        });
         Ok(Marks {
             indexed_below: indexed.unwrap_or(0),
             acknowledged: acknowledged.unwrap_or_default(),
             durable: durable.unwrap_or_default(),
+            holes: holes.unwrap_or_default(),
         })
     }
 
@@ -340,7 +350,7 @@ mod tests {
             let marks = Marks {
                 indexed_below: 1,
                 acknowledged: Position { pack: 1, offset: 7 },
-                durable: Vec::new(),
+                ..Marks::default()
             };
             index
                 .flush(

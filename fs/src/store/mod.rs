@@ -23,8 +23,8 @@ pub use self::cache::Cache;
 use self::cache::Evicted;
 pub use self::index::IndexError;
 use self::index::{Index, Marks};
+use self::lost::Damage;
 pub use self::lost::Lost;
-use self::lost::{name_lost, packs_gone};
 pub use self::outbox::{Outbox, Outgoing};
 pub use self::packfile::NOTE_LEN;
 use self::packfile::Read;
@@ -96,7 +96,8 @@ pub struct Store {
     cache: Cache,
     index: Index,
     numbers: Arc<PackNumbers>,
-    lost: Vec<Lost>,
+    damage: Damage,
+    index_is_new: bool,
 }
 
 impl Store {
@@ -130,17 +131,11 @@ impl Store {
         let numbers = Arc::new(PackNumbers(AtomicU64::new(next)));
         let cached = open_cached(&*cache_dir, &in_cache, &index, marks.indexed_below)?;
         let cache = Cache::open(cache_dir, Arc::clone(&numbers), cache_budget, cached);
-        let (outbox, mut lost) = Outbox::open(
-            outbox_dir,
-            Arc::clone(&numbers),
-            marks.acknowledged,
-            &marks.durable,
-            marks.indexed_below,
-            &in_outbox,
-        )?;
-        lost.extend(packs_gone(&marks, &in_outbox, &in_cache));
-        name_lost(&mut lost, &index, &outbox, &marks)?;
-        for (sid, acknowledged) in lost.iter().flat_map(|lost| &lost.sids) {
+        let (outbox, mut damage) =
+            Outbox::open(outbox_dir, Arc::clone(&numbers), &marks, &in_outbox)?;
+        damage.miss_packs(&marks, &in_outbox, &in_cache);
+        damage.name(&index, &outbox, &marks)?;
+        for (sid, acknowledged) in damage.lost.iter().flat_map(|lost| &lost.sids) {
             index.put(*sid, if *acknowledged { Row::Sent } else { Row::Gone });
         }
         for (sid, place) in outbox.places() {
@@ -152,7 +147,8 @@ impl Store {
             cache,
             index,
             numbers,
-            lost,
+            damage,
+            index_is_new: marks == Marks::default(),
         };
         store.save_index()?;
         Ok(store)
@@ -160,7 +156,18 @@ impl Store {
 
     /// What was found to be damaged or gone when the store was opened.
     pub fn lost(&self) -> &[Lost] {
-        &self.lost
+        &self.damage.lost
+    }
+
+    /// Records of the outbox that were not good when the store was opened, and that nobody is known to have promised: a
+    /// power cut tears what was not synced.
+    pub fn doubtful(&self) -> &[Sid] {
+        &self.damage.doubtful
+    }
+
+    /// Whether the index was made anew: then it is no witness of anything.
+    pub fn is_index_new(&self) -> bool {
+        self.index_is_new
     }
 
     /// Where the object is known to be, if anywhere.
@@ -315,6 +322,7 @@ impl Store {
                 indexed_below,
                 acknowledged,
                 durable,
+                holes: self.outbox.holes(),
             }),
         )?;
         Ok(())

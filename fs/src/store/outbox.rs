@@ -13,7 +13,8 @@ use sealdrive_pack::{Medium, MediumFile};
 use sealdrive_proto::id::Sid;
 use sealdrive_runtime::sync::{Mutex, MutexGuard};
 
-use super::lost::Lost;
+use super::index::Marks;
+use super::lost::{Damage, Hole};
 use super::packfile::{self, Entry, NOTE_LEN, PackWriter};
 use super::place::{Place, Position};
 use super::{CACHE, OUTBOX, PackNumbers, StoreError};
@@ -45,6 +46,8 @@ struct State {
     unsynced: Vec<Arc<dyn MediumFile>>,
     synced: Position,
     acknowledged: Position,
+    /// What is not good of the packs, and is stepped over.
+    holes: Vec<Hole>,
     pending_bytes: u64,
     pending_objects: u64,
     failed: bool,
@@ -69,29 +72,27 @@ pub struct Outbox {
 }
 
 impl Outbox {
-    /// Opens every pack found, without their torn tails; `acknowledged` is where the upload had come to, `durable` how
-    /// far each pack was known to be durable, and packs below `settled` are so as a whole. Also returns what is not
-    /// there any more.
+    /// Opens every pack found, without their torn tails; `marks` is what was known of them. Also returns what is not
+    /// good any more.
     pub(super) fn open(
         dir: Arc<dyn Medium>,
         numbers: Arc<PackNumbers>,
-        acknowledged: Position,
-        durable: &[Position],
-        settled: u64,
+        marks: &Marks,
         found: &[u64],
-    ) -> Result<(Self, Vec<Lost>), StoreError> {
-        let mut lost = Vec::new();
+    ) -> Result<(Self, Damage), StoreError> {
+        let mut damage = Damage::default();
+        let acknowledged = marks.acknowledged;
         let mut state = State {
             acknowledged,
             ..State::default()
         };
         for number in found {
             let broken = |e| StoreError::Io("recovering an outbox pack", e);
-            if *number >= settled {
+            if *number >= marks.indexed_below {
                 packfile::settle(&*dir, *number).map_err(broken)?;
             }
             let scan = packfile::recover(&*dir, *number).map_err(broken)?;
-            lost.extend(Lost::of(*number, &scan, acknowledged, durable));
+            damage.judge(*number, &scan, marks);
             for entry in &scan.entries {
                 if (Position::new(*number, entry.end())) > acknowledged {
                     state.pending_bytes += u64::from(entry.len);
@@ -108,13 +109,14 @@ impl Outbox {
                 },
             );
         }
+        state.holes.clone_from(&damage.holes);
         let outbox = Self {
             dir,
             numbers,
             state: Mutex::new(state),
             syncing: Mutex::new(()),
         };
-        Ok((outbox, lost))
+        Ok((outbox, damage))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -280,10 +282,23 @@ impl Outbox {
             return;
         };
         let entry = pack.entries.remove(at);
+        state.holes.push(Hole {
+            pack: end.pack,
+            from: entry.offset,
+            to: end.offset,
+            lost: true,
+        });
         if end > state.acknowledged {
             state.pending_bytes -= u64::from(entry.len);
             state.pending_objects -= 1;
         }
+    }
+
+    /// What is known not to be good of the packs that are here.
+    pub(super) fn holes(&self) -> Vec<Hole> {
+        let state = self.state();
+        let is_here = |hole: &&Hole| state.packs.contains_key(&hole.pack);
+        state.holes.iter().filter(is_here).copied().collect()
     }
 
     /// How far each pack that is not wholly acknowledged is durable.

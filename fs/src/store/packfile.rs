@@ -182,16 +182,23 @@ pub(super) fn settle(dir: &dyn Medium, number: u64) -> io::Result<()> {
     file.drop_cache()
 }
 
+/// A stretch of a pack that is not good.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Bad {
+    pub(super) from: u64,
+    pub(super) to: u64,
+    /// Of the one record it is, if its length and so, most likely, its id can be believed.
+    pub(super) sid: Option<Sid>,
+}
+
 /// What recovery found in a pack.
 pub(super) struct Scan {
     pub(super) file: Arc<dyn MediumFile>,
     pub(super) entries: Vec<Entry>,
-    /// Records that fail their checksum and have good ones after them: rot, or writes that a power cut reordered.
-    pub(super) damaged: Vec<Entry>,
-    /// Records that fail their checksum with nothing good after them: a torn tail, unless someone knows better.
-    pub(super) doubtful: Vec<Entry>,
-    /// Stretches in which not even an id can be read, with good records after them.
-    pub(super) gaps: usize,
+    /// Stretches with good records after them: rot, or writes that a power cut reordered.
+    pub(super) bad: Vec<Bad>,
+    /// A record that fails its checksum, with nothing good after it: a torn tail, unless someone knows better.
+    pub(super) tail: Option<Bad>,
     /// Where the last good record ends.
     pub(super) len: u64,
 }
@@ -205,13 +212,11 @@ pub(super) fn recover(dir: &dyn Medium, number: u64) -> io::Result<Scan> {
     let mut scan = Scan {
         file,
         entries: Vec::new(),
-        damaged: Vec::new(),
-        doubtful: Vec::new(),
-        gaps: 0,
+        bad: Vec::new(),
+        tail: None,
         len: size.min(MAGIC.len() as u64),
     };
     let mut at = MAGIC.len() as u64;
-    let mut gaps = 0;
     loop {
         let step = match record_header(&*scan.file, at, size)? {
             Some((len, sid)) => {
@@ -222,8 +227,6 @@ pub(super) fn recover(dir: &dyn Medium, number: u64) -> io::Result<Scan> {
                 };
                 match read(&*scan.file, at, len)? {
                     Read::Object(_) => {
-                        scan.damaged.append(&mut scan.doubtful);
-                        scan.gaps += std::mem::take(&mut gaps);
                         scan.entries.push(entry);
                         scan.len = entry.end();
                         at = entry.end();
@@ -240,14 +243,20 @@ pub(super) fn recover(dir: &dyn Medium, number: u64) -> io::Result<Scan> {
         };
         let found = next_record(&*scan.file, at + 1, size)?;
         let Some(next) = after.into_iter().chain(found).min() else {
-            scan.doubtful.extend(step);
+            scan.tail = step.map(|entry| Bad {
+                from: at,
+                to: entry.end(),
+                sid: Some(entry.sid),
+            });
             return Ok(scan);
         };
         // A length that leads to a good record is right, and so, most likely, is the id beside it.
-        match step {
-            Some(entry) if entry.end() == next => scan.doubtful.push(entry),
-            _ => gaps += 1,
-        }
+        let record = step.filter(|entry| entry.end() == next);
+        scan.bad.push(Bad {
+            from: at,
+            to: next,
+            sid: record.map(|entry| entry.sid),
+        });
         at = next;
     }
 }
@@ -356,7 +365,7 @@ mod tests {
             let left = entries.iter().enumerate().filter(|(n, _)| Some(*n) != hit);
             let left: Vec<Entry> = left.map(|(_, entry)| *entry).collect();
             assert_eq!(scan.entries, left, "byte {at}");
-            let told = scan.damaged.len() + scan.gaps + scan.doubtful.len();
+            let told = scan.bad.len() + usize::from(scan.tail.is_some());
             // The last record's own length says that it reaches beyond the file: a torn tail to all appearance.
             let last = hit == Some(entries.len() - 1);
             assert!(last || told == usize::from(hit.is_some()), "byte {at}");
@@ -373,7 +382,7 @@ mod tests {
             let scan = recovered(dir.path());
             let whole = entries.iter().filter(|e| e.end() <= len as u64).count();
             assert_eq!(scan.entries, entries[..whole], "{len} bytes");
-            assert!(scan.damaged.is_empty() && scan.gaps == 0, "{len} bytes");
+            assert!(scan.bad.is_empty(), "{len} bytes");
         }
     }
 }

@@ -4,13 +4,13 @@
 //! did. What a disk refuses to read is an error and not damage. Called at start and by `rebuild-index`.
 
 use std::io;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use redb::{Database, ReadableTable as _};
 use sealdrive_pack::Medium;
 use sealdrive_runtime::sync::RwLock;
+use sealdrive_runtime::thread;
 
 use super::backend::Backend;
 use super::{
@@ -39,11 +39,11 @@ impl Index {
         let backend = Backend::new(file);
         let disk_failed = Arc::clone(&backend.failed);
         // redb answers some damage with a panic.
-        let opened = catch_unwind(AssertUnwindSafe(|| Self::open_file(backend)));
+        let opened = thread::catching(|| Self::open_file(backend));
         let error = match opened {
-            Ok(Ok(index)) => return Ok(index),
-            Ok(Err(error)) => error,
-            Err(_) => IndexError::Database("a page is damaged".to_owned()),
+            Some(Ok(index)) => return Ok(index),
+            Some(Err(error)) => error,
+            None => IndexError::Database("a page is damaged".to_owned()),
         };
         // What a disk refuses to read is not damaged by that: the next start may read it.
         if disk_failed.load(Ordering::Acquire) {

@@ -63,7 +63,7 @@ pub(in crate::engine) fn set_aside(
 
     let reader = Reader::new(&mut local, root_of(chain.pins()));
     let counts = match reader.changes() {
-        Ok((_, counts)) => Some(counts),
+        Ok(changes) => Some(changes.counts),
         Err(error) => {
             tracing::warn!("what is set aside could not be counted: {error}");
             None
