@@ -2,8 +2,8 @@
 //! stays short and there is something to commit.
 //!
 //! Invariant (ordering law): writeback of everything up to the freeze, then the sealed nodes, then the fsync of the
-//! outbox, then what the index says of it, then the checkpoint record, then the thaw and the trimming of the journal. Writers stop only while the last
-//! dirty bytes are sealed. Called by the pace thread.
+//! outbox, then what the index says of it, then the checkpoint record, then the thaw and the trimming of the journal.
+//! Writers stop only while the last dirty bytes are sealed. Called by the pace thread.
 
 use std::time::Instant;
 
