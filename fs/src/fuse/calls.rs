@@ -5,6 +5,7 @@
 //! loop thread waits for nothing but the local disk. Called by the door and by what it delegates to.
 
 use std::collections::HashMap;
+use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
@@ -14,6 +15,7 @@ use sealdrive_core::record::Time;
 use sealdrive_core::reference::Reference;
 
 use super::backing::{Backing, BackingError};
+use super::burst::Burst;
 use super::errno;
 use super::offload::{Job, Pool};
 use super::read::Run;
@@ -64,6 +66,8 @@ pub(super) struct Calls<B> {
     data: Pool,
     /// Who reads in a run, by handle.
     pub(super) runs: Mutex<HashMap<u64, Run>>,
+    /// Told of every request.
+    pub(super) burst: Burst,
     /// The way to the kernel; there once the session is.
     pub(super) kernel: OnceLock<Notifier>,
 }
@@ -77,10 +81,11 @@ pub(super) enum Stop {
 }
 
 impl<B: Backing> Calls<B> {
-    pub(super) fn new(backing: Arc<B>) -> Arc<Self> {
+    pub(super) fn new(backing: Arc<B>) -> io::Result<Arc<Self>> {
         // 48 threads in all; those that wait for a commit share it.
-        Arc::new(Self {
+        Ok(Arc::new(Self {
             backing,
+            burst: Burst::start()?,
             network: Pool::new("fuse-network", 16, QUEUE),
             disk: Pool::new("fuse-disk", 8, QUEUE),
             server: Pool::new("fuse-server", 16, QUEUE),
@@ -88,7 +93,7 @@ impl<B: Backing> Calls<B> {
             data: Pool::new("fuse-data", 4, WRITE_QUEUE),
             runs: Mutex::default(),
             kernel: OnceLock::new(),
-        })
+        }))
     }
 
     /// Runs a request whose `attempt` is one operation of the drive. It may be tried several times: an attempt that

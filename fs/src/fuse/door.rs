@@ -39,6 +39,12 @@ impl<B: Backing> Door<B> {
     pub(super) fn new(calls: Arc<Calls<B>>) -> Self {
         Self { calls }
     }
+
+    /// What serves a request; the first thing every request asks for.
+    fn calls(&self, request: &Request) -> &Arc<Calls<B>> {
+        self.calls.burst.note(request.pid());
+        &self.calls
+    }
 }
 
 fn cred(request: &Request) -> Cred {
@@ -65,18 +71,18 @@ impl<B: Backing> Filesystem for Door<B> {
         Ok(())
     }
 
-    fn lookup(&self, _: &Request, dir: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        self.calls.lookup(ino(dir), bytes(name), reply);
+    fn lookup(&self, request: &Request, dir: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        self.calls(request).lookup(ino(dir), bytes(name), reply);
     }
 
-    fn forget(&self, _: &Request, file: INodeNo, count: u64) {
-        let drive = self.calls.backing.drive();
+    fn forget(&self, request: &Request, file: INodeNo, count: u64) {
+        let drive = self.calls(request).backing.drive();
         self.calls
             .guarded("forget", || drive.forget(ino(file), count));
     }
 
-    fn getattr(&self, _: &Request, file: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        self.calls.getattr(ino(file), reply);
+    fn getattr(&self, request: &Request, file: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+        self.calls(request).getattr(ino(file), reply);
     }
 
     fn setattr(
@@ -112,11 +118,11 @@ impl<B: Backing> Filesystem for Door<B> {
             ctime: ctime.map(reply::time_of_request),
             kill_suidgid: size.is_some() && loses_set_id(request),
         };
-        self.calls.setattr(ino(file), set, reply);
+        self.calls(request).setattr(ino(file), set, reply);
     }
 
-    fn readlink(&self, _: &Request, link: INodeNo, reply: ReplyData) {
-        self.calls.readlink(ino(link), reply);
+    fn readlink(&self, request: &Request, link: INodeNo, reply: ReplyData) {
+        self.calls(request).readlink(ino(link), reply);
     }
 
     fn mknod(
@@ -141,7 +147,7 @@ impl<B: Backing> Filesystem for Door<B> {
         };
         let (dir, name, cred, now) = (ino(dir), bytes(name), cred(request), now());
         let attempt = move |drive: &Drive| drive.mknod(dir, &name, new, cred, now);
-        self.calls.make("mknod", reply, attempt);
+        self.calls(request).make("mknod", reply, attempt);
     }
 
     fn mkdir(
@@ -156,37 +162,44 @@ impl<B: Backing> Filesystem for Door<B> {
         let (dir, name, mode) = (ino(dir), bytes(name), mode & 0o7777);
         let (cred, now) = (cred(request), now());
         let attempt = move |drive: &Drive| drive.mkdir(dir, &name, mode, umask, cred, now);
-        self.calls.make("mkdir", reply, attempt);
+        self.calls(request).make("mkdir", reply, attempt);
     }
 
     fn symlink(&self, req: &Request, dir: INodeNo, name: &OsStr, to: &Path, reply: ReplyEntry) {
         let (dir, name, to) = (ino(dir), bytes(name), bytes(to.as_os_str()));
         let (cred, now) = (cred(req), now());
         let attempt = move |drive: &Drive| drive.symlink(dir, &name, &to, cred, now);
-        self.calls.make("symlink", reply, attempt);
+        self.calls(req).make("symlink", reply, attempt);
     }
 
-    fn link(&self, _: &Request, file: INodeNo, dir: INodeNo, name: &OsStr, reply: ReplyEntry) {
+    fn link(
+        &self,
+        request: &Request,
+        file: INodeNo,
+        dir: INodeNo,
+        name: &OsStr,
+        reply: ReplyEntry,
+    ) {
         let (file, dir, name, now) = (ino(file), ino(dir), bytes(name), now());
         let attempt = move |drive: &Drive| drive.link(file, dir, &name, now);
-        self.calls.make("link", reply, attempt);
+        self.calls(request).make("link", reply, attempt);
     }
 
-    fn unlink(&self, _: &Request, dir: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+    fn unlink(&self, request: &Request, dir: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let (dir, name, now) = (ino(dir), bytes(name), now());
-        self.calls
+        self.calls(request)
             .change("unlink", reply, move |drive| drive.unlink(dir, &name, now));
     }
 
-    fn rmdir(&self, _: &Request, dir: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+    fn rmdir(&self, request: &Request, dir: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let (dir, name, now) = (ino(dir), bytes(name), now());
-        self.calls
+        self.calls(request)
             .change("rmdir", reply, move |drive| drive.rmdir(dir, &name, now));
     }
 
     fn rename(
         &self,
-        _: &Request,
+        request: &Request,
         dir: INodeNo,
         name: &OsStr,
         to: INodeNo,
@@ -203,7 +216,7 @@ impl<B: Backing> Filesystem for Door<B> {
         };
         let (dir, name, to, as_name, now) = (ino(dir), bytes(name), ino(to), bytes(as_name), now());
         let attempt = move |drive: &Drive| drive.rename(dir, &name, to, &as_name, rule, now);
-        self.calls.change("rename", reply, attempt);
+        self.calls(request).change("rename", reply, attempt);
     }
 
     fn open(&self, request: &Request, file: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
@@ -213,7 +226,7 @@ impl<B: Backing> Filesystem for Door<B> {
             ..SetAttr::default()
         });
         let write = flags.acc_mode() != OpenAccMode::O_RDONLY;
-        self.calls.open(ino(file), write, empty, reply);
+        self.calls(request).open(ino(file), write, empty, reply);
     }
 
     fn create(
@@ -233,13 +246,13 @@ impl<B: Backing> Filesystem for Door<B> {
             umask,
             rdev: 0,
         };
-        self.calls
+        self.calls(request)
             .create(ino(dir), bytes(name), new, cred(request), reply);
     }
 
     fn release(
         &self,
-        _: &Request,
+        request: &Request,
         _: INodeNo,
         handle: FileHandle,
         _: OpenFlags,
@@ -247,7 +260,7 @@ impl<B: Backing> Filesystem for Door<B> {
         _: bool,
         reply: ReplyEmpty,
     ) {
-        self.calls.release(handle.0, reply);
+        self.calls(request).release(handle.0, reply);
     }
 
     // Pages are written back by the kernel at close all the same; this saves a request per file. The kernel remembers.
@@ -257,7 +270,7 @@ impl<B: Backing> Filesystem for Door<B> {
 
     fn read(
         &self,
-        _: &Request,
+        request: &Request,
         file: INodeNo,
         handle: FileHandle,
         offset: u64,
@@ -266,13 +279,13 @@ impl<B: Backing> Filesystem for Door<B> {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        self.calls
+        self.calls(request)
             .read(ino(file), handle.0, offset, u64::from(size), reply);
     }
 
     fn write(
         &self,
-        _: &Request,
+        request: &Request,
         file: INodeNo,
         _: FileHandle,
         offset: u64,
@@ -283,20 +296,21 @@ impl<B: Backing> Filesystem for Door<B> {
         reply: ReplyWrite,
     ) {
         let kill = flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
-        self.calls.write(ino(file), offset, data, kill, reply);
+        self.calls(request)
+            .write(ino(file), offset, data, kill, reply);
     }
 
-    fn fsync(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
-        self.calls.sync("fsync", reply);
+    fn fsync(&self, request: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
+        self.calls(request).sync("fsync", reply);
     }
 
-    fn fsyncdir(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
-        self.calls.sync("fsyncdir", reply);
+    fn fsyncdir(&self, request: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
+        self.calls(request).sync("fsyncdir", reply);
     }
 
     fn fallocate(
         &self,
-        _: &Request,
+        request: &Request,
         file: INodeNo,
         _: FileHandle,
         offset: u64,
@@ -309,12 +323,12 @@ impl<B: Backing> Filesystem for Door<B> {
         };
         let (file, now) = (ino(file), now());
         let attempt = move |drive: &Drive| drive.fallocate(file, offset, len, how, now);
-        self.calls.change("fallocate", reply, attempt);
+        self.calls(request).change("fallocate", reply, attempt);
     }
 
     fn lseek(
         &self,
-        _: &Request,
+        request: &Request,
         file: INodeNo,
         _: FileHandle,
         offset: i64,
@@ -327,14 +341,14 @@ impl<B: Backing> Filesystem for Door<B> {
             _ => return reply.refuse(Errno::EINVAL),
         };
         match u64::try_from(offset) {
-            Ok(offset) => self.calls.seek(ino(file), offset, seek, reply),
+            Ok(offset) => self.calls(request).seek(ino(file), offset, seek, reply),
             Err(_) => reply.refuse(Errno::ENXIO),
         }
     }
 
     fn copy_file_range(
         &self,
-        _: &Request,
+        request: &Request,
         from: INodeNo,
         _: FileHandle,
         from_offset: u64,
@@ -350,7 +364,7 @@ impl<B: Backing> Filesystem for Door<B> {
         let len = len.min(u64::from(u32::MAX) & !0xfff);
         let attempt =
             move |drive: &Drive| drive.copy_range(from, from_offset, to, to_offset, len, now);
-        self.calls.call(
+        self.calls(request).call(
             "copy_file_range",
             Waits::ForData,
             reply,
@@ -361,10 +375,10 @@ impl<B: Backing> Filesystem for Door<B> {
         );
     }
 
-    fn opendir(&self, _: &Request, dir: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+    fn opendir(&self, request: &Request, dir: INodeNo, _: OpenFlags, reply: ReplyOpen) {
         let dir = ino(dir);
         let attempt = move |drive: &Drive| drive.opendir(dir);
-        self.calls
+        self.calls(request)
             .call("opendir", Waits::Never, reply, attempt, |reply, handle| {
                 reply.opened(FileHandle(handle), FopenFlags::empty());
             });
@@ -372,42 +386,42 @@ impl<B: Backing> Filesystem for Door<B> {
 
     fn readdir(
         &self,
-        _: &Request,
+        request: &Request,
         _: INodeNo,
         handle: FileHandle,
         cookie: u64,
         reply: ReplyDirectory,
     ) {
-        self.calls.readdir(handle.0, cookie, reply);
+        self.calls(request).readdir(handle.0, cookie, reply);
     }
 
     fn readdirplus(
         &self,
-        _: &Request,
+        request: &Request,
         _: INodeNo,
         handle: FileHandle,
         cookie: u64,
         reply: ReplyDirectoryPlus,
     ) {
-        self.calls.readdirplus(handle.0, cookie, reply);
+        self.calls(request).readdirplus(handle.0, cookie, reply);
     }
 
     fn releasedir(
         &self,
-        _: &Request,
+        request: &Request,
         _: INodeNo,
         handle: FileHandle,
         _: OpenFlags,
         reply: ReplyEmpty,
     ) {
-        self.calls.guarded("releasedir", || {
+        self.calls(request).guarded("releasedir", || {
             self.calls.backing.drive().releasedir(handle.0);
             reply.ok();
         });
     }
 
-    fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
-        self.calls.statfs(reply);
+    fn statfs(&self, request: &Request, _: INodeNo, reply: ReplyStatfs) {
+        self.calls(request).statfs(reply);
     }
 
     fn setxattr(
@@ -421,20 +435,29 @@ impl<B: Backing> Filesystem for Door<B> {
         reply: ReplyEmpty,
     ) {
         let pair = (name.as_bytes(), value);
-        self.calls
+        self.calls(request)
             .setxattr(ino(file), pair, flags, cred(request), reply);
     }
 
-    fn getxattr(&self, _: &Request, file: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        self.calls.getxattr(ino(file), name.as_bytes(), size, reply);
+    fn getxattr(
+        &self,
+        request: &Request,
+        file: INodeNo,
+        name: &OsStr,
+        size: u32,
+        reply: ReplyXattr,
+    ) {
+        self.calls(request)
+            .getxattr(ino(file), name.as_bytes(), size, reply);
     }
 
-    fn listxattr(&self, _: &Request, file: INodeNo, size: u32, reply: ReplyXattr) {
-        self.calls.listxattr(ino(file), size, reply);
+    fn listxattr(&self, request: &Request, file: INodeNo, size: u32, reply: ReplyXattr) {
+        self.calls(request).listxattr(ino(file), size, reply);
     }
 
-    fn removexattr(&self, _: &Request, file: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        self.calls.removexattr(ino(file), name.as_bytes(), reply);
+    fn removexattr(&self, request: &Request, file: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        self.calls(request)
+            .removexattr(ino(file), name.as_bytes(), reply);
     }
 
     // Not ours: refused in the words programs expect, and without the default methods' log lines.

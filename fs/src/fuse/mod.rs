@@ -5,6 +5,7 @@
 //! every request is answered, in time. Called by the mount wiring.
 
 mod backing;
+mod burst;
 mod calls;
 mod content;
 mod door;

@@ -74,7 +74,7 @@ impl Session {
         config.clone_fd = true;
         // Who may enter is the kernel's check (allow_other). fuser's own check by user id would refuse what the
         // kernel's flusher sends in the name of root, and lose times of files written by anyone else.
-        let calls = Calls::new(backing);
+        let calls = Calls::new(backing)?;
         let session = fuser::Session::from_fd(
             Door::new(Arc::clone(&calls)),
             device,
