@@ -83,9 +83,14 @@ impl Index {
     }
 
     fn try_open(dir: &dyn Medium, name: &str) -> Result<Self, IndexError> {
+        let file = dir.open_or_create(name)?;
+        // After a failed sync the kernel may show pages that the disk does not have: rows built on them would be sound
+        // until a power cut, and then say anything.
+        file.sync()?;
+        file.drop_cache()?;
         let database = Database::builder()
             .set_cache_size(INDEX_CACHE)
-            .create_with_backend(Backend(dir.open_or_create(name)?))?;
+            .create_with_backend(Backend(file))?;
         let txn = database.begin_write()?;
         txn.open_table(OBJECTS)?;
         txn.open_table(MARKS)?;

@@ -9,7 +9,7 @@ use std::io;
 use std::sync::{Arc, PoisonError};
 
 use bytes::Bytes;
-use sealdrive_pack::{Medium, MediumFile};
+use sealdrive_pack::{Medium, MediumFile, is_no_space};
 use sealdrive_proto::id::Sid;
 use sealdrive_runtime::sync::{Mutex, MutexGuard};
 
@@ -405,18 +405,32 @@ impl State {
         Ok(place)
     }
 
+    /// Hands what is buffered to the kernel. A write that fails for anything but space is final: what the file holds is
+    /// in doubt, so nothing is appended, synced or counted as durable behind it.
+    fn flush(&mut self) -> io::Result<()> {
+        if self.failed {
+            return Err(io::Error::other("an earlier write failed"));
+        }
+        let done = self.open.as_mut().map_or(Ok(()), PackWriter::flush);
+        if let Err(e) = &done {
+            self.failed = !is_no_space(e);
+        }
+        done
+    }
+
     fn close(&mut self) -> io::Result<()> {
-        if let Some(mut open) = self.open.take() {
-            open.flush()?;
+        self.flush()?;
+        if let Some(open) = self.open.take() {
             self.unsynced.push(open.file());
         }
         Ok(())
     }
 
     fn begin_sync(&mut self) -> io::Result<(Vec<Arc<dyn MediumFile>>, Position)> {
+        // Before anything is taken: a sync that could not begin has synced nothing, and the next one begins anew.
+        self.flush()?;
         let mut files = std::mem::take(&mut self.unsynced);
-        if let Some(open) = &mut self.open {
-            open.flush()?;
+        if let Some(open) = &self.open {
             let end = Position {
                 pack: open.number(),
                 offset: open.len(),
@@ -436,9 +450,9 @@ impl State {
     }
 
     fn make_readable(&mut self, place: &Place) -> io::Result<()> {
-        match &mut self.open {
+        match &self.open {
             Some(open) if open.number() == place.pack && place.end().offset > open.written() => {
-                open.flush()
+                self.flush()
             }
             _ => Ok(()),
         }
@@ -467,11 +481,11 @@ impl State {
             }
         }
         if let Some((number, entry, _)) = out.last()
-            && let Some(open) = &mut self.open
+            && let Some(open) = &self.open
             && open.number() == *number
             && entry.end() > open.written()
         {
-            open.flush()?;
+            self.flush()?;
         }
         Ok(out)
     }

@@ -11,6 +11,7 @@
 #[path = "../../../fs/tests/engine_support/mod.rs"]
 mod engine_support;
 
+mod client_store;
 mod rig;
 mod store;
 mod trouble;
