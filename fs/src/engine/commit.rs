@@ -22,6 +22,7 @@ use super::checkpoint::Candidate;
 use super::events::EventKind;
 use super::lease::Lease;
 use super::open::pins_bytes;
+use super::progress::Milestones;
 use super::shared::Shared;
 use crate::clock;
 use crate::journal::Twin;
@@ -87,6 +88,10 @@ pub(super) struct Committer {
     pub(super) lease: watch::Receiver<Lease>,
 }
 
+/// A checkpoint whose objects the server has acknowledged, all of them: the only thing a commit is signed for. Made by
+/// `wait_for_upload` alone.
+struct Acknowledged(Candidate);
+
 /// Why a commit did not come about now.
 enum Setback {
     /// Try again after a pause.
@@ -97,7 +102,7 @@ enum Setback {
     Stop(EventKind, String),
     /// Local state failed.
     Local(String),
-    /// Shutting down.
+    /// Shutting down, or local state has failed meanwhile.
     Closing,
 }
 
@@ -129,7 +134,7 @@ impl Committer {
         let mut backoff = Backoff::default();
         let mut joined = false;
         loop {
-            let ready = |m: &super::progress::Milestones| m.candidate.is_some() || m.quit;
+            let ready = |m: &Milestones| m.candidate.is_some() || m.quit;
             self.shared
                 .progress
                 .wait(clock::now() + Duration::from_secs(60), ready);
@@ -204,14 +209,14 @@ impl Committer {
             // Nothing that a restore point would show has changed, or it was accepted after all.
             return self.settle(candidate);
         }
-        self.wait_for_upload(candidate)?;
+        let acknowledged = self.wait_for_upload(candidate)?;
         self.shared.crash.reached("acknowledged");
         let (epoch, gc_generation) = self.held()?;
         if let Some(unanswered) = self.unanswered(epoch) {
             self.submit(&unanswered, epoch, gc_generation)?;
         }
         if root_of(self.chain.pins()) != Some(candidate.root) {
-            let pending = self.sign(candidate, epoch)?;
+            let pending = self.sign(&acknowledged, epoch)?;
             self.shared.crash.reached("commit-durable");
             self.submit(&pending, epoch, gc_generation)?;
         }
@@ -266,10 +271,10 @@ impl Committer {
         Ok(())
     }
 
-    /// Signs a commit for `candidate` and makes it durable.
-    fn sign(&mut self, candidate: Candidate, lease_epoch: u64) -> Result<Pending, Setback> {
+    /// Signs a commit and makes it durable.
+    fn sign(&mut self, acknowledged: &Acknowledged, lease_epoch: u64) -> Result<Pending, Setback> {
         let (seq, prev, skip) = self.chain.pins().successor();
-        let plain = self.body(candidate);
+        let plain = self.body(acknowledged.0);
         let location = commit_location(&self.drive, seq, &prev);
         let encoded = plain.encode();
         let body = self
@@ -355,26 +360,26 @@ impl Committer {
         Ok(())
     }
 
-    fn wait_for_upload(&self, candidate: Candidate) -> Result<(), Setback> {
+    /// Waits until the server has everything `candidate` names. A mount that ends or local state that fails ends the
+    /// wait too, and is no acknowledgement.
+    fn wait_for_upload(&self, candidate: Candidate) -> Result<Acknowledged, Setback> {
+        let outbox = self.shared.store.outbox();
+        // A pack that a crash left empty ends where no acknowledgement ever comes to; but where nothing waits, all is
+        // there.
+        let arrived = |m: &Milestones| {
+            outbox.pending().1 == 0 || outbox.acknowledged() >= candidate.reach.max(m.must_reach)
+        };
+        let over = |m: &Milestones| m.quit || m.failed.is_some();
         loop {
-            let outbox = self.shared.store.outbox();
-            // A pack that a crash left empty ends where no acknowledgement ever comes to; but where nothing waits, all
-            // is there.
-            let there = |m: &super::progress::Milestones| {
-                m.quit
-                    || m.failed.is_some()
-                    || outbox.pending().1 == 0
-                    || outbox.acknowledged() >= candidate.reach.max(m.must_reach)
-            };
-            let arrived = self
-                .shared
+            self.shared
                 .progress
-                .wait(clock::now() + CALL_DEADLINE, there);
-            if self.shared.progress.now().quit {
+                .wait(clock::now() + CALL_DEADLINE, |m| over(m) || arrived(m));
+            let now = self.shared.progress.now();
+            if over(&now) {
                 return Err(Setback::Closing);
             }
-            if arrived {
-                return Ok(());
+            if arrived(&now) {
+                return Ok(Acknowledged(candidate));
             }
         }
     }

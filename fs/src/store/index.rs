@@ -98,6 +98,10 @@ impl Index {
 
     fn try_open(dir: &dyn Medium, name: &str) -> Result<Self, IndexError> {
         let file = dir.open_or_create(name)?;
+        // After a failed sync the kernel may show pages that the disk does not have: rows built on them would be sound
+        // until a power cut, and then say anything.
+        file.sync()?;
+        file.drop_cache()?;
         let len = file.len()?;
         // redb answers some damage with a panic.
         let opened = guarded(|| {

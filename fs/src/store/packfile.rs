@@ -74,6 +74,8 @@ impl PackWriter {
         })
     }
 
+    /// Appends a record, whole or not at all: after an error the writer stands where it stood before, and what reached
+    /// the file of the record is written over by the next one.
     pub(super) fn append(
         &mut self,
         sid: Sid,
@@ -90,21 +92,27 @@ impl PackWriter {
             offset: self.len(),
             len,
         };
+        let before = self.buffer.len();
         self.buffer.extend_from_slice(&len.to_le_bytes());
         self.buffer
             .extend_from_slice(&checksum(&sid, note, object).to_le_bytes());
         self.buffer.extend_from_slice(sid.as_bytes());
         self.buffer.extend_from_slice(note);
-        if object.len() >= APPEND_DIRECT {
+        let written = if object.len() >= APPEND_DIRECT {
             // Large enough for a call of its own: it is not copied first.
-            self.hand_over(object)?;
-            return Ok(entry);
+            self.hand_over(object)
+        } else {
+            self.buffer.extend_from_slice(object);
+            if self.buffer.len() >= APPEND_BUFFER {
+                self.flush()
+            } else {
+                Ok(())
+            }
+        };
+        if written.is_err() {
+            self.buffer.truncate(before);
         }
-        self.buffer.extend_from_slice(object);
-        if self.buffer.len() >= APPEND_BUFFER {
-            self.flush()?;
-        }
-        Ok(entry)
+        written.map(|()| entry)
     }
 
     /// Hands the buffer to the kernel.

@@ -69,7 +69,8 @@ pub trait Medium: Send + Sync + 'static {
 
 /// One open file.
 pub trait MediumFile: Send + Sync {
-    /// Writes all parts one after another at the end of the file, which is at `end`.
+    /// Writes all parts one after another at the end of the file, which is at `end`. After a failure the file may be
+    /// longer: another attempt at the same `end` writes over what is there.
     fn append(&self, end: u64, parts: &mut [IoSlice<'_>]) -> io::Result<()>;
     /// Writes over what is at `offset`, or past the end; a gap reads as zeros.
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()>;

@@ -137,6 +137,8 @@ struct Inode {
     platter: Vec<u8>,
     /// Since the last sync, in order.
     dirty: Vec<Dirty>,
+    /// Where the next append may begin besides the end: the last one was cut short.
+    ragged: Option<u64>,
     /// Which blocks take space.
     blocks: BTreeSet<u64>,
     named: bool,
@@ -268,6 +270,22 @@ impl Disk {
     /// BLAKE3 of every operation so far.
     pub fn digest(&self) -> [u8; 32] {
         *self.lock().digest.finalize().as_bytes()
+    }
+
+    /// BLAKE3 of everything on it, as programs see it.
+    pub fn content(&self) -> [u8; 32] {
+        let state = self.lock();
+        let mut hasher = blake3::Hasher::new();
+        for dir in &state.dirs {
+            hasher.update(dir.as_bytes()).update(&[0]);
+        }
+        for (path, inode) in &state.names {
+            let content = &state.inodes[*inode].live;
+            hasher.update(path.as_bytes()).update(&[1]);
+            hasher.update(&(content.len() as u64).to_le_bytes());
+            hasher.update(content);
+        }
+        *hasher.finalize().as_bytes()
     }
 
     /// Paths of all files, as programs see them.

@@ -11,6 +11,7 @@
 #[path = "../../../fs/tests/engine_support/mod.rs"]
 mod engine_support;
 
+mod client_store;
 mod cost;
 mod rig;
 mod store;

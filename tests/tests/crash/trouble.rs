@@ -3,6 +3,10 @@
 //! Invariant: whatever fails, no byte that is read is wrong, no success is reported that did not happen, and the
 //! machine that starts again on the same disk has everything that was promised.
 
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
 use sealdrive_tests::sim::disk::{Config, Disk, Op, Survivors, Trouble, seeded};
 
 use crate::engine_support::soon;
@@ -120,6 +124,42 @@ fn each(op: Op, trouble: Trouble) {
     let failures = *locked(&failures);
     println!("{trouble:?} at {op:?}: {failures} runs");
     assert!(failures >= 3, "{op:?} is hardly ever done");
+}
+
+/// A commit was waiting for the server's acknowledgements when the disk failed. The failure ended the wait, the wait was
+/// taken for done, and the commit named objects that had never been sent.
+#[test]
+fn a_failed_disk_acknowledges_nothing() {
+    let disk = Disk::new(Config::default(), seeded(1));
+    let mut rig = Rig::new(disk.clone());
+    let server = Arc::clone(&rig.world.server);
+    server.faults.ack_delay_ms.store(600_000, Ordering::SeqCst);
+    rig.open(true, None).unwrap();
+    rig.put("/a", 1, 3 << 20).unwrap();
+    rig.put("/b", 2, 3 << 20).unwrap();
+    let machine = rig.machine();
+    // A checkpoint that is waiting for the server, most of it not even sent.
+    let waits = |n: usize| n < 500 && machine.engine.status().checkpointed < 4;
+    for _ in (0..).take_while(|n| waits(*n)) {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let status = machine.engine.status();
+    assert!(
+        status.checkpointed >= 4 && status.pending_objects > 5,
+        "{status:#?}"
+    );
+    disk.fail(Op::Write, 1, Trouble::Broken);
+    rig.put("/c", 3, 100).unwrap();
+    assert!(!rig.sync());
+    for _ in 0..50 {
+        std::thread::sleep(Duration::from_millis(10));
+        assert!(
+            server.disk().commits.is_empty(),
+            "committed without what it names"
+        );
+    }
+    let ended = machine.engine.shutdown(soon(1));
+    assert!(ended.is_err() && server.disk().commits.is_empty());
 }
 
 #[test]

@@ -5,7 +5,7 @@
 use std::io;
 use std::sync::Arc;
 
-use sealdrive_pack::{Medium, MediumFile};
+use sealdrive_pack::{Medium, MediumFile, is_no_space};
 use sealdrive_proto::id::Sid;
 
 use super::{OutPack, PackHandle, State};
@@ -59,18 +59,32 @@ impl State {
         Ok(place)
     }
 
-    pub(super) fn close(&mut self) -> io::Result<()> {
-        if let Some(mut open) = self.open.take() {
-            open.flush()?;
+    /// Hands what is buffered to the kernel. A write that fails for anything but space is final: what the file holds is
+    /// in doubt, so nothing is appended, synced or counted as durable behind it.
+    fn flush(&mut self) -> io::Result<()> {
+        if self.failed {
+            return Err(io::Error::other("an earlier write failed"));
+        }
+        let done = self.open.as_mut().map_or(Ok(()), PackWriter::flush);
+        if let Err(e) = &done {
+            self.failed = !is_no_space(e);
+        }
+        done
+    }
+
+    fn close(&mut self) -> io::Result<()> {
+        self.flush()?;
+        if let Some(open) = self.open.take() {
             self.unsynced.push(open.file());
         }
         Ok(())
     }
 
     pub(super) fn begin_sync(&mut self) -> io::Result<(Vec<Arc<dyn MediumFile>>, Position)> {
+        // Before anything is taken: a sync that could not begin has synced nothing, and the next one begins anew.
+        self.flush()?;
         let mut files = std::mem::take(&mut self.unsynced);
-        if let Some(open) = &mut self.open {
-            open.flush()?;
+        if let Some(open) = &self.open {
             let end = Position::new(open.number(), open.len());
             if end > self.synced {
                 files.push(open.file());
@@ -84,9 +98,9 @@ impl State {
     }
 
     pub(super) fn make_readable(&mut self, place: &Place) -> io::Result<()> {
-        match &mut self.open {
+        match &self.open {
             Some(open) if open.number() == place.pack && place.end().offset > open.written() => {
-                open.flush()
+                self.flush()
             }
             _ => Ok(()),
         }
@@ -115,11 +129,11 @@ impl State {
             }
         }
         if let Some((number, entry, _)) = out.last()
-            && let Some(open) = &mut self.open
+            && let Some(open) = &self.open
             && open.number() == *number
             && entry.end() > open.written()
         {
-            open.flush()?;
+            self.flush()?;
         }
         Ok(out)
     }

@@ -197,6 +197,26 @@ fn space_runs_out_and_comes_back() {
 }
 
 #[test]
+fn an_append_cut_short_is_done_again_from_where_it_began_and_from_nowhere_else() {
+    let disk = disk(1);
+    let file = disk.root().create("x").unwrap();
+    append(&*file, b"first");
+    disk.set_capacity(disk.used());
+    let again = [vec![1; 5000], vec![2; 10]];
+    let at = |end: u64, bytes: &[u8]| file.append(end, &mut [IoSlice::new(bytes)]);
+    assert!(at(5, &again[0]).is_err() && file.len().unwrap() == BLOCK);
+    disk.set_capacity(u64::MAX);
+    at(5, &again[1]).unwrap();
+    // Shorter than what was left: the next one still begins behind it.
+    at(15, b"next").unwrap();
+    let mut found = vec![0; 19];
+    file.read_at(&mut found, 0).unwrap();
+    assert_eq!(found, [b"first", &again[1][..], b"next"].concat());
+    let elsewhere = std::panic::AssertUnwindSafe(|| at(5, b"gap"));
+    assert!(std::panic::catch_unwind(elsewhere).is_err());
+}
+
+#[test]
 fn a_lost_truncation_takes_what_came_after_it_along() {
     let disk = disk(1);
     let root = disk.root();
