@@ -6,7 +6,6 @@ use bytes::Bytes;
 use sealdrive::journal::Journal;
 use sealdrive_core::journal::Entry;
 use sealdrive_core::local::LocalKeys;
-use sealdrive_pack::Medium;
 use sealdrive_proto::id::DriveId;
 use sealdrive_tests::sim::disk::{Config, Disk, Op, seeded};
 
