@@ -11,14 +11,13 @@ use rustix::process::{
     DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit, umask,
 };
 
-/// Settings of glibc's allocator under which a mount keeps its memory budget: few arenas, and large blocks given back
-/// to the system when they are freed. Without them a mount that writes one large file held 410 MiB, and kept 270 of
-/// them; every buffer of this program is large, and each thread's arena keeps its own.
-const ALLOCATOR: [(&str, &str); 3] = [
-    ("MALLOC_ARENA_MAX", "2"),
-    ("MALLOC_MMAP_THRESHOLD_", "131072"),
-    ("MALLOC_TRIM_THRESHOLD_", "4194304"),
-];
+/// Settings of the allocator (jemalloc, see `main.rs`) under which a mount keeps its memory budget: few arenas, because
+/// every buffer of this program is large and each arena keeps its own, and what is free goes back to the system within
+/// a second instead of ten.
+const ALLOCATOR: [(&str, &str); 1] = [(
+    "_RJEM_MALLOC_CONF",
+    "narenas:2,dirty_decay_ms:1000,muzzy_decay_ms:0,background_thread:true",
+)];
 
 /// Starts this program anew under `ALLOCATOR` if it was not started so: the allocator reads its settings once, before
 /// `main`. The process stays the same. Where that is refused it goes on as it is.

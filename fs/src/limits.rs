@@ -41,6 +41,13 @@ pub const STALL_DIRTY: u64 = 4 << 20;
 pub const STALL_ROUNDS: usize = 8;
 /// Dirty bytes handed to the workers at a time.
 pub const WRITEBACK_ROUND: u64 = 16 << 20;
+/// Bytes that may wait in the outbox before the upload competes with writers for processors: a burst is taken in at
+/// the pace of this machine, a longer one at that of the network.
+pub const UPLOAD_YIELDS_BELOW: u64 = 1 << 30;
+/// Longest time an upload lets writers go first, until they pause: what fills memory may be waiting for the upload.
+pub const UPLOAD_YIELD_LONGEST: Duration = Duration::from_secs(5);
+/// How often an upload that lets writers go first looks whether they still need it.
+pub const UPLOAD_YIELD: Duration = Duration::from_millis(20);
 /// Longest time something written is in memory only.
 pub const FLUSH_INTERVAL: Duration = Duration::from_secs(2);
 /// Time between commits while something changes.

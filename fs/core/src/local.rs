@@ -39,11 +39,13 @@ impl LocalKeys {
 
     /// `nonce24 ‖ XChaCha20-Poly1305(AES-256-SIV(plain))`. Deterministic: equal record, equal bytes.
     pub fn seal_record(&self, header: &[u8], index: u64, plain: &[u8]) -> Vec<u8> {
-        let mut record = vec![0; RECORD_OVERHEAD + plain.len()];
+        let mut record = Vec::with_capacity(RECORD_OVERHEAD + plain.len());
+        record.resize(NONCE_LEN + TAG_LEN, 0);
+        record.extend_from_slice(plain);
+        record.resize(RECORD_OVERHEAD + plain.len(), 0);
         let (nonce, rest) = record.split_at_mut(NONCE_LEN);
         let (sealed, tag) = rest.split_at_mut(TAG_LEN + plain.len());
         let place = place(header, index, plain.len());
-        sealed[TAG_LEN..].copy_from_slice(plain);
         inner::lock(
             &self.siv,
             InnerData {

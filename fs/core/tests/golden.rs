@@ -7,7 +7,7 @@
 // What a test did not expect is to stop it, also in its helpers.
 #![allow(clippy::unwrap_used, unreachable_pub)]
 
-use sealdrive_core::chunk::CutStream;
+use sealdrive_core::chunk::{ChunkSizes, CutStream};
 use sealdrive_core::commit_body::{CommitBody, Head};
 use sealdrive_core::key_box::{self, BoxHeader};
 use sealdrive_core::keys::{DomainKeys, DomainSecrets};
@@ -166,12 +166,23 @@ fn a_compressed_object_of_the_first_release_opens() {
 /// A dependency that moves a border silently kills deduplication against everything stored before.
 #[test]
 fn cuts() {
-    let (mut stream, mut cuts) = (CutStream::new(keys().cutter()), Vec::new());
-    stream.push(&noise(6 << 20), &mut cuts);
-    stream.push(&vec![0; 1 << 20], &mut cuts);
-    stream.finish(&mut cuts);
+    let cut = |sizes| {
+        let (mut stream, mut cuts) = (CutStream::with_sizes(keys().cutter(), sizes), Vec::new());
+        stream.push(&noise(6 << 20), &mut cuts);
+        stream.push(&vec![0; 1 << 20], &mut cuts);
+        stream.finish(&mut cuts);
+        cuts
+    };
     assert_eq!(
-        cuts,
+        cut(ChunkSizes::DEFAULT),
+        [
+            545974, 822854, 1092637, 1402971, 1714654, 2126650, 2523791, 2771447, 3318886, 3718031,
+            4097622, 4490802, 4835517, 5182441, 5533646, 5891879, 6282912, 7331488, 7340032
+        ]
+    );
+    // What drives were made with before.
+    assert_eq!(
+        cut(ChunkSizes::new(128 << 10, 320 << 10, 1 << 20).unwrap()),
         [
             545974, 738914, 1007747, 1402971, 1934537, 2227402, 2715613, 3318886, 3506418, 3718031,
             4097622, 4490802, 4835517, 5182441, 5340492, 5533646, 5891879, 6282912, 7331488,

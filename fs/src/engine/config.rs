@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ed25519_dalek::SigningKey;
+use sealdrive_core::chunk::ChunkSizes;
 use sealdrive_core::keys::DomainKeys;
 use sealdrive_core::local::LocalKeys;
 use sealdrive_pack::Medium;
@@ -92,5 +93,16 @@ impl EngineConfig {
             workers: 0,
             crash: CrashPoints::default(),
         }
+    }
+
+    /// How this drive cuts: fixed when it was made, so that all its devices cut alike. What cannot be cut by is cut by
+    /// the default: that is opened just as well, only found again less often.
+    pub(super) fn chunk_sizes(&self) -> ChunkSizes {
+        let size = |bytes| usize::try_from(bytes).unwrap_or(usize::MAX);
+        let drive = self.account.drives().get(&self.drive);
+        drive
+            .map(|drive| &drive.config)
+            .and_then(|c| ChunkSizes::new(size(c.min_chunk), size(c.avg_chunk), size(c.max_chunk)))
+            .unwrap_or(ChunkSizes::DEFAULT)
     }
 }

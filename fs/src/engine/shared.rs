@@ -22,8 +22,8 @@ use super::space::Space;
 use super::status::{FileSafety, Safety};
 use super::upload::Uploading;
 use crate::clock;
-use crate::drive::{Answer, Drive, DriveError, Progress as Way};
-use crate::limits::NODE_WAIT;
+use crate::drive::{Answer, DIRTY_BUDGET, Drive, DriveError, Progress as Way};
+use crate::limits::{NODE_WAIT, UPLOAD_YIELDS_BELOW};
 use crate::remote::RemoteError;
 use crate::store::Store;
 
@@ -70,6 +70,13 @@ impl Shared {
                 done => return done,
             }
         }
+    }
+
+    /// Whether the upload should leave the processors to writers: they fill memory as fast as it is emptied, and what
+    /// waits for the server is little.
+    pub(super) fn writers_first(&self) -> bool {
+        self.drive.dirty_bytes() > DIRTY_BUDGET / 4
+            && self.store.outbox().pending().0 < UPLOAD_YIELDS_BELOW
     }
 
     /// Refuses or allows writes by what waits for the server and by what the disk has left.

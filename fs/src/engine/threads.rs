@@ -209,7 +209,8 @@ impl Running {
         casualties::named_by_journal(&shared);
         casualties::search(&shared, hole::lost_ids(&shared.store));
         let (workers, mut threads) =
-            Workers::start(&shared, worker_count(&config)).map_err(io("starting a thread"))?;
+            Workers::start(&shared, worker_count(&config), config.chunk_sizes())
+                .map_err(io("starting a thread"))?;
         let (prefetch, mut readers) = Prefetch::start(&shared).map_err(io("starting a thread"))?;
         let (flusher, flushing) = Flusher::pair();
         let (stop, stopped) = watch::channel(false);

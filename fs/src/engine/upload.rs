@@ -6,6 +6,7 @@
 use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Instant;
 
 use sealdrive_core::reference::Reference;
 use sealdrive_proto::id::Sid;
@@ -22,7 +23,7 @@ use super::hole::{self, TORN};
 use super::lease::Lease;
 use super::shared::Shared;
 use crate::clock;
-use crate::limits::{CALL_DEADLINE, NODE_WAIT};
+use crate::limits::{CALL_DEADLINE, NODE_WAIT, UPLOAD_YIELD, UPLOAD_YIELD_LONGEST};
 use crate::remote::{Ack, Remote, RemoteError, UploadStream};
 use crate::store::{Outgoing, Position, StoreError};
 
@@ -205,13 +206,15 @@ async fn transfer(
     let mut flying: VecDeque<Flying> = VecDeque::new();
     let mut in_flight = 0;
     let mut sequence = 0;
+    let mut courtesy = Courtesy::default();
     loop {
         if ready.is_empty() && in_flight < UPLOAD_WINDOW {
             ready = read_ahead(shared, cursor).await?.into();
             cursor = ready.back().map_or(cursor, |last| last.end);
             shared.crash.reached("upload-read");
         }
-        let may_send = !ready.is_empty() && in_flight < UPLOAD_WINDOW;
+        let yields = courtesy.yields(shared.writers_first(), clock::now());
+        let may_send = !ready.is_empty() && in_flight < UPLOAD_WINDOW && !yields;
         // In this order: a lost lease stops at once, acknowledgements make room, and only then more is sent.
         tokio::select! {
             biased;
@@ -231,8 +234,26 @@ async fn transfer(
                     shared.crash.reached("upload-sent");
                 }
             }
+            () = time::sleep(UPLOAD_YIELD), if yields => {}
             () = shared.uploading.appended.notified(), if ready.is_empty() && in_flight < UPLOAD_WINDOW => {}
         }
+    }
+}
+
+/// How long the upload has let writers go first.
+#[derive(Default)]
+struct Courtesy {
+    since: Option<Instant>,
+}
+
+impl Courtesy {
+    /// Whether to let them go first now. Not for ever: what fills memory may be waiting for the upload.
+    fn yields(&mut self, pressed: bool, now: Instant) -> bool {
+        if !pressed {
+            self.since = None;
+            return false;
+        }
+        now < *self.since.get_or_insert(now) + UPLOAD_YIELD_LONGEST
     }
 }
 
@@ -288,4 +309,24 @@ async fn land(
         shared.heard();
     }
     Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_upload_lets_writers_go_first_but_not_for_ever() {
+        let mut courtesy = Courtesy::default();
+        let start = clock::now();
+        assert!(!courtesy.yields(false, start));
+        assert!(courtesy.yields(true, start));
+        let end = start + UPLOAD_YIELD_LONGEST;
+        assert!(courtesy.yields(true, end - UPLOAD_YIELD));
+        assert!(!courtesy.yields(true, end));
+        assert!(!courtesy.yields(true, end + UPLOAD_YIELD_LONGEST));
+        // Writers have paused: the next burst is a new one.
+        assert!(!courtesy.yields(false, end));
+        assert!(courtesy.yields(true, end));
+    }
 }

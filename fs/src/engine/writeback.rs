@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError};
 
 use bytes::{Bytes, BytesMut};
-use sealdrive_core::chunk::CutStream;
+use sealdrive_core::chunk::{ChunkSizes, CutStream};
 use sealdrive_core::record::{Extent, Ino};
 use sealdrive_core::reference::Reference;
 use sealdrive_core::seal::Compress;
@@ -66,13 +66,15 @@ pub(super) struct Workers {
     tasks: Arc<Mutex<Option<SyncSender<Task>>>>,
     outstanding: Arc<Outstanding>,
     shared: Arc<Shared>,
+    sizes: ChunkSizes,
 }
 
 impl Workers {
-    /// Starts `count` threads.
+    /// Starts `count` threads; content is cut by `sizes`.
     pub(super) fn start(
         shared: &Arc<Shared>,
         count: usize,
+        sizes: ChunkSizes,
     ) -> std::io::Result<(Self, Vec<JoinHandle<()>>)> {
         let (tasks, queue) =
             sync_channel((SEAL_IN_FLIGHT / MAX_CHUNK).saturating_sub(count).max(1));
@@ -96,6 +98,7 @@ impl Workers {
                 tasks,
                 outstanding,
                 shared: Arc::clone(shared),
+                sizes,
             },
             threads,
         ))
@@ -120,7 +123,7 @@ impl Workers {
 
     fn cut(&self, mut job: Job, batch: &Arc<Outstanding>) {
         let digests = self.share(&mut job);
-        let mut stream = CutStream::new(self.shared.blobs.keys().cutter());
+        let mut stream = CutStream::with_sizes(self.shared.blobs.keys().cutter(), self.sizes);
         let mut borders = vec![0];
         for piece in &job.pieces {
             stream.push(&piece.data, &mut borders);

@@ -165,7 +165,10 @@ pub(super) fn read_note(file: &dyn MediumFile, offset: u64) -> io::Result<[u8; N
 
 /// Reads one object and checks its checksum.
 pub(super) fn read(file: &dyn MediumFile, offset: u64, len: u32) -> io::Result<Read> {
-    let mut record = vec![0; RECORD_HEADER as usize + len as usize];
+    // In two steps: one allocation of zeros would be fresh pages from the system each time, dearer than the reading.
+    let mut record = Vec::with_capacity(RECORD_HEADER as usize + len as usize);
+    record.resize(RECORD_HEADER as usize, 0);
+    record.resize(RECORD_HEADER as usize + len as usize, 0);
     match file.read_at(&mut record, offset) {
         Ok(()) => {}
         Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => return Ok(Read::Damaged),

@@ -78,11 +78,8 @@ impl Coder {
 
     /// Exactly `plain_len` bytes, or `None`.
     pub(crate) fn decompress(&mut self, payload: &[u8], plain_len: usize) -> Option<Vec<u8>> {
-        let mut out = vec![0; plain_len];
-        match self
-            .decompressor
-            .decompress_to_buffer(payload, &mut out[..])
-        {
+        let mut out = Vec::with_capacity(plain_len);
+        match self.decompressor.decompress_to_buffer(payload, &mut out) {
             Ok(len) if len == plain_len => Some(out),
             _ => {
                 out.zeroize();

@@ -33,18 +33,15 @@ pub(crate) struct Frame<'a> {
     pub(crate) payload: &'a [u8],
 }
 
-/// Writes the frame into `room`, which is zeros of exactly the frame's length.
-pub(crate) fn write(codec: Codec, plain_len: usize, payload: &[u8], room: &mut [u8]) {
-    assert_eq!(
-        room.len(),
-        FRAME_LEN + bucket(payload.len()),
-        "room for frame and padding"
-    );
-    room[0] = VERSION;
-    room[1] = codec as u8;
-    room[4..8].copy_from_slice(&(plain_len as u32).to_le_bytes());
-    room[8..12].copy_from_slice(&(payload.len() as u32).to_le_bytes());
-    room[FRAME_LEN..FRAME_LEN + payload.len()].copy_from_slice(payload);
+/// Appends the frame. The payload is copied once and only the padding is filled with zeros: an object that began as
+/// zeros would be written twice.
+pub(crate) fn append(codec: Codec, plain_len: usize, payload: &[u8], object: &mut Vec<u8>) {
+    let end = object.len() + FRAME_LEN + bucket(payload.len());
+    object.extend_from_slice(&[VERSION, codec as u8, 0, 0]);
+    object.extend_from_slice(&(plain_len as u32).to_le_bytes());
+    object.extend_from_slice(&(payload.len() as u32).to_le_bytes());
+    object.extend_from_slice(payload);
+    object.resize(end, 0);
 }
 
 /// Reads a whole frame.
@@ -87,9 +84,9 @@ mod tests {
     use proptest::prelude::*;
 
     fn raw(payload: &[u8]) -> Vec<u8> {
-        let mut room = vec![0; FRAME_LEN + bucket(payload.len())];
-        write(Codec::Raw, payload.len(), payload, &mut room);
-        room
+        let mut frame = Vec::new();
+        append(Codec::Raw, payload.len(), payload, &mut frame);
+        frame
     }
 
     #[test]
@@ -106,10 +103,10 @@ mod tests {
                 })
             );
         }
-        let mut room = vec![0; FRAME_LEN + 4096];
-        write(Codec::Zstd, 5000, b"short", &mut room);
+        let mut frame = Vec::new();
+        append(Codec::Zstd, 5000, b"short", &mut frame);
         assert_eq!(
-            parse(&room),
+            parse(&frame),
             Ok(Frame {
                 codec: Codec::Zstd,
                 plain_len: 5000,
@@ -140,8 +137,8 @@ mod tests {
             let mut bytes = head.to_vec();
             bytes.resize(FRAME_LEN + [4096, 4608, 5000][fill], 0);
             if let Ok(frame) = parse(&bytes) {
-                let mut again = vec![0; bytes.len()];
-                write(frame.codec, frame.plain_len, frame.payload, &mut again);
+                let mut again = Vec::new();
+                append(frame.codec, frame.plain_len, frame.payload, &mut again);
                 prop_assert_eq!(again, bytes);
             }
         }

@@ -198,11 +198,14 @@ impl Sealer {
         };
 
         // The object is built in place: frame at its final position, then locked twice around itself.
-        let mut object = vec![0; stored_len(payload.len())];
+        let len = stored_len(payload.len());
         let sealed_len = inner_len(payload.len());
+        let mut object = Vec::with_capacity(len);
+        object.resize(INNER_AT + TAG_LEN, 0);
+        frame::append(codec, plain.len(), payload, &mut object);
+        object.resize(len, 0);
         let (head, rest) = object.split_at_mut(INNER_AT);
         let (sealed, tag) = rest.split_at_mut(sealed_len);
-        frame::write(codec, plain.len(), payload, &mut sealed[TAG_LEN..]);
         context.with_inner_data(|data| inner::lock(&keys.siv, data, sealed));
 
         let mut header = ObjectHeader {
