@@ -60,8 +60,8 @@ fn a_sync_that_could_not_begin_is_not_made_good_by_the_next() {
     }
 }
 
-/// The disk was full in the middle of a copy. Its header stayed in the buffer, went into the pack before the next record
-/// and swallowed it.
+/// The disk was full in the middle of a copy. Its header stayed in the buffer, went into the pack before the next
+/// record and swallowed it.
 #[test]
 fn a_copy_that_did_not_fit_leaves_the_next_ones_whole() {
     const LARGE: usize = 100_000;

@@ -126,8 +126,8 @@ fn each(op: Op, trouble: Trouble) {
     assert!(failures >= 3, "{op:?} is hardly ever done");
 }
 
-/// A commit was waiting for the server's acknowledgements when the disk failed. The failure ended the wait, the wait was
-/// taken for done, and the commit named objects that had never been sent.
+/// A commit was waiting for the server's acknowledgements when the disk failed. The failure ended the wait, the
+/// wait was taken for done, and the commit named objects that had never been sent.
 #[test]
 fn a_failed_disk_acknowledges_nothing() {
     let disk = Disk::new(Config::default(), seeded(1));
