@@ -129,6 +129,10 @@ pub struct Status {
     /// The file asked about, or the weakest of all below the directory asked about: `dirty`, `journaled`, `sent` or
     /// `committed`; `unknown` if it could not be told, and `notes` says why.
     pub file_state: Option<String>,
+    /// Files that cannot be read whole any more, as far as known.
+    pub damaged: Vec<DamagedFile>,
+    /// Exit code that what happened amounts to: 0, 21 (data lost) or 22 (rollback or tampering).
+    pub verdict: u8,
     /// The path asked about, as it was given.
     pub path: Option<PathBuf>,
     /// Files open for writing: of the whole drive, or of what was asked about. They are never called committed.
@@ -147,6 +151,26 @@ pub struct Status {
     pub fsync: String,
     /// What a person should know: last error of the connection, security events, space.
     pub notes: Vec<String>,
+}
+
+/// A file of which something is damaged or gone.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct DamagedFile {
+    /// Where it is now; `inode N` if that cannot be told.
+    #[serde(serialize_with = "lossy")]
+    pub path: PathBuf,
+    /// Inode number.
+    pub ino: u64,
+    /// The first byte known to be lost.
+    pub offset: u64,
+    /// When it was noticed, milliseconds since 1970.
+    pub at_ms: u64,
+}
+
+/// A name that is not text must not keep the whole answer back.
+fn lossy<S: serde::Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&path.to_string_lossy())
 }
 
 /// What a status is to tell besides the drive's own; see [`Request::Status`].

@@ -19,6 +19,10 @@ const MAX_FILE: u64 = 1 << 20;
 /// Longest path of a unix socket, bytes (`sun_path` holds 108 with its end mark).
 const MAX_SOCKET_PATH: usize = 107;
 const PROFILE: &str = "profile.toml";
+/// Directory of the second copies: each file's bytes, then their check.
+const COPIES: &str = "copies";
+/// Length of the check behind a second copy, bytes.
+const CHECK: usize = 32;
 
 /// What can be wrong with the home directory.
 #[derive(Debug, thiserror::Error)]
@@ -195,7 +199,7 @@ impl Home {
 
     /// Whether an account lives here.
     pub fn is_enrolled(&self) -> bool {
-        self.dir.join(PROFILE).exists()
+        self.dir.join(PROFILE).exists() || self.read_copy(PROFILE).is_some()
     }
 
     /// Writes the profile: the last step that makes this machine enrolled, so everything else is durable before it.
@@ -204,9 +208,49 @@ impl Home {
         self.write_new(PROFILE, text.as_bytes())
     }
 
-    /// Reads a file of the home directory.
+    /// Reads a file of the home directory. Without the keystore nothing that is only on this machine opens any more, so
+    /// every file stands here twice: a copy that passes its check restores a file that differs or is gone, and a copy
+    /// that does not is made anew.
     pub fn read(&self, name: &str) -> Result<Zeroizing<Vec<u8>>, HomeError> {
-        let path = self.dir.join(name);
+        let (file, copy) = (self.read_file(&self.dir.join(name)), self.read_copy(name));
+        match (file, copy) {
+            (Ok(file), Some(copy)) if file == copy => Ok(file),
+            (_, Some(copy)) => {
+                tracing::warn!(file = name, "restored from its second copy");
+                if let Err(error) = write_whole(&self.dir.join(name), &copy, RenameFlags::empty()) {
+                    tracing::warn!(%error, "it could not be written back");
+                }
+                Ok(copy)
+            }
+            (Ok(file), None) => {
+                if let Err(error) = self.write_copy(name, &file) {
+                    tracing::warn!(%error, "no second copy");
+                }
+                Ok(file)
+            }
+            (Err(error), None) => Err(error),
+        }
+    }
+
+    fn read_copy(&self, name: &str) -> Option<Zeroizing<Vec<u8>>> {
+        let mut bytes = self.read_file(&self.dir.join(COPIES).join(name)).ok()?;
+        let len = bytes.len().checked_sub(CHECK)?;
+        let good = bytes[len..] == check(name, &bytes[..len]);
+        bytes.truncate(len);
+        good.then_some(bytes)
+    }
+
+    fn write_copy(&self, name: &str, bytes: &[u8]) -> Result<(), HomeError> {
+        let dir = self.dir.join(COPIES);
+        self.private_dir(&dir)?;
+        let mut copy = Zeroizing::new(Vec::with_capacity(bytes.len() + CHECK));
+        copy.extend_from_slice(bytes);
+        copy.extend_from_slice(&check(name, bytes));
+        write_whole(&dir.join(name), &copy, RenameFlags::empty())
+    }
+
+    fn read_file(&self, path: &Path) -> Result<Zeroizing<Vec<u8>>, HomeError> {
+        let path = path.to_path_buf();
         let io = |source| HomeError::Io {
             path: path.clone(),
             source,
@@ -229,18 +273,47 @@ impl Home {
     /// Creates a file durably; refuses to replace one.
     pub fn write_new(&self, name: &str, bytes: &[u8]) -> Result<(), HomeError> {
         self.private_dir(&self.dir)?;
-        write_whole(&self.dir.join(name), bytes, RenameFlags::NOREPLACE)
+        if self.dir.join(name).exists() {
+            return Err(HomeError::Occupied(self.dir.join(name)));
+        }
+        self.write_both(name, bytes, RenameFlags::NOREPLACE)
     }
 
     /// Creates or replaces a file durably.
     pub fn replace(&self, name: &str, bytes: &[u8]) -> Result<(), HomeError> {
         self.private_dir(&self.dir)?;
-        write_whole(&self.dir.join(name), bytes, RenameFlags::empty())
+        self.write_both(name, bytes, RenameFlags::empty())
     }
 
-    /// Removes a file if it is there.
+    /// The copy first: it is what a reader believes, so a crash in between leaves the new bytes, never the old. What
+    /// fails must not come into force later, so the copy goes again; the next reader makes it anew.
+    fn write_both(&self, name: &str, bytes: &[u8], flags: RenameFlags) -> Result<(), HomeError> {
+        let written = self
+            .write_copy(name, bytes)
+            .and_then(|()| write_whole(&self.dir.join(name), bytes, flags));
+        if written.is_err()
+            && let Err(error) = self.remove_copy(name)
+        {
+            tracing::warn!(%error, "the second copy of what could not be written stays");
+        }
+        written
+    }
+
+    /// Removes a file if it is there, its copy first, which would bring it back.
     pub fn remove(&self, name: &str) -> Result<(), HomeError> {
-        let path = self.dir.join(name);
+        self.remove_copy(name)?;
+        self.remove_file(self.dir.join(name))
+    }
+
+    fn remove_copy(&self, name: &str) -> Result<(), HomeError> {
+        let copies = self.dir.join(COPIES);
+        self.remove_file(copies.join(name))?;
+        // The last one takes the directory with it; with others in it this is refused.
+        let _ = std::fs::remove_dir(copies);
+        Ok(())
+    }
+
+    fn remove_file(&self, path: PathBuf) -> Result<(), HomeError> {
         match std::fs::remove_file(&path) {
             Err(error) if error.kind() != ErrorKind::NotFound => Err(HomeError::Io {
                 path,
@@ -313,6 +386,15 @@ impl Home {
     }
 }
 
+/// Check of a second copy; the name goes in, so that no file's copy passes for another's.
+fn check(name: &str, bytes: &[u8]) -> [u8; CHECK] {
+    let mut hasher = blake3::Hasher::new_derive_key("sealdrive 2026 v1 second copy");
+    hasher.update(&(name.len() as u64).to_le_bytes());
+    hasher.update(name.as_bytes());
+    hasher.update(bytes);
+    *hasher.finalize().as_bytes()
+}
+
 /// Writes a file that only we may read, whole or not at all, and makes it durable. Refuses to replace one.
 pub fn write_private_new(path: &Path, bytes: &[u8]) -> Result<(), HomeError> {
     write_whole(path, bytes, RenameFlags::NOREPLACE)
@@ -376,91 +458,4 @@ fn rename(from: &Path, to: &Path, flags: RenameFlags) -> std::io::Result<()> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn home() -> (tempfile::TempDir, Home) {
-        let dir = tempfile::tempdir().expect("a temporary directory");
-        let home = Home::locate(Some(dir.path().join("h"))).expect("a path was given");
-        (dir, home)
-    }
-
-    fn profile() -> Profile {
-        Profile {
-            version: 1,
-            account: "ab".repeat(32),
-            device: "cd".repeat(16),
-            server: "sealdrive://localhost:1/#x".to_owned(),
-            ask_passphrase: false,
-        }
-    }
-
-    #[test]
-    fn files_are_private_whole_and_never_replaced_by_accident() {
-        let (_dir, home) = home();
-        home.write_new("keystore", b"one").expect("the first write");
-        assert!(matches!(
-            home.write_new("keystore", b"two"),
-            Err(HomeError::Occupied(_))
-        ));
-        assert_eq!(
-            home.read("keystore").expect("still there").as_slice(),
-            b"one"
-        );
-        home.replace("keystore", b"two")
-            .expect("a wanted replacement");
-        assert_eq!(home.read("keystore").expect("replaced").as_slice(), b"two");
-        let mode = |path: &Path| std::fs::metadata(path).expect("exists").mode() & 0o777;
-        assert_eq!(mode(&home.dir().join("keystore")), 0o600);
-        assert_eq!(mode(home.dir()), 0o700);
-        let names: Vec<_> = std::fs::read_dir(home.dir())
-            .expect("lists")
-            .map(|e| e.expect("entry").file_name())
-            .collect();
-        assert_eq!(names, ["keystore"], "nothing is left aside");
-    }
-
-    #[test]
-    fn a_home_open_to_others_is_closed_and_a_foreign_version_refused() {
-        let (_dir, home) = home();
-        assert!(matches!(home.profile(), Err(HomeError::Empty(_))));
-        std::fs::create_dir(home.dir()).expect("makes it");
-        std::fs::set_permissions(home.dir(), std::fs::Permissions::from_mode(0o755))
-            .expect("opens it");
-        home.write_profile(&profile()).expect("writes");
-        assert_eq!(
-            std::fs::metadata(home.dir()).expect("exists").mode() & 0o777,
-            0o700
-        );
-        assert_eq!(home.profile().expect("reads back"), profile());
-        home.replace(
-            PROFILE,
-            &toml::to_string(&Profile {
-                version: 9,
-                ..profile()
-            })
-            .expect("text")
-            .into_bytes(),
-        )
-        .expect("replaces");
-        assert!(matches!(home.profile(), Err(HomeError::Damaged { .. })));
-    }
-
-    #[test]
-    fn one_command_at_a_time() {
-        let (_dir, home) = home();
-        let held = home.lock().expect("free");
-        assert!(matches!(home.lock(), Err(HomeError::Busy(_))));
-        drop(held);
-        home.lock().expect("free again");
-    }
-
-    #[test]
-    fn a_deep_home_still_gets_a_socket_address_that_fits() {
-        let dir = tempfile::tempdir().expect("a temporary directory");
-        let deep = Home::locate(Some(dir.path().join("d".repeat(120)))).expect("a path was given");
-        let socket = deep.socket(&DriveId([7; 32])).expect("a path");
-        assert!(socket.as_os_str().len() <= MAX_SOCKET_PATH);
-        std::fs::remove_dir(socket.parent().expect("has one")).expect("removes what it made");
-    }
-}
+mod tests;

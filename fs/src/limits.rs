@@ -20,8 +20,12 @@ pub const DECODED_BUDGET: usize = 64 << 20;
 pub const SEAL_IN_FLIGHT: usize = 32 << 20;
 /// Memory of the redb page cache, bytes (its default is 1 GiB).
 pub const INDEX_CACHE: usize = 32 << 20;
+/// Longest index file that is checked page by page at open, bytes: a second of work at most, some 5,000,000 objects.
+pub const INDEX_CHECKED: u64 = 512 << 20;
 /// Rows kept in memory before they go to redb in one transaction.
 pub const INDEX_BATCH: usize = 4096;
+/// Journal entries sealed at a time, bytes: what a flush holds beside the dirty bytes themselves.
+pub const SEAL_AT_ONCE: usize = 4 << 20;
 /// Length at which a journal segment is closed, bytes: bounds what one file's replay holds.
 pub const SEGMENT_SIZE: u64 = 64 << 20;
 /// Journal bytes that force a checkpoint even when no server is reached: bounds replay after a crash.
@@ -82,6 +86,9 @@ pub const PACE_IDLE: Duration = Duration::from_millis(400);
 pub const WRITEBACK_STEP: u64 = 4 << 20;
 /// Pause after a checkpoint that could not be made: each attempt stops writers for a moment.
 pub const CHECKPOINT_RETRY: Duration = Duration::from_secs(1);
+/// Free bytes on the disk of the local state below which copies of what the server has are given up, bytes: before
+/// writes are refused, there is nothing left that could go instead.
+pub const CACHE_YIELDS: u64 = 2 * RESERVED_FREE;
 /// Free bytes kept on the disk of the local state: journal, checkpoint and tree nodes must still fit when writes are
 /// refused, or nothing would ever drain.
 pub const RESERVED_FREE: u64 = 64 << 20;

@@ -3,6 +3,8 @@
 //! Invariant: translates and decides nothing, except what a file's state is called: never `committed` while someone
 //! may still write to it. Called by `sealdrive mount` (makes it), the kernel's border and the control socket.
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,7 +16,7 @@ use sealdrive_core::reference::Reference;
 
 use crate::cli::exit::Exit;
 use crate::clock;
-use crate::control::{Ask, Control, Progress, Refusal, Status};
+use crate::control::{Ask, Control, DamagedFile, Progress, Refusal, Status};
 use crate::drive::{Answer, Drive, DriveError, Errno};
 use crate::engine::{BlobError, Connection, Engine, Safety, SyncError, count_conflicts};
 use crate::fuse::{Backing, BackingError, ChunkNow, Space};
@@ -95,6 +97,25 @@ impl Live {
         self.engine.status().fenced.is_some()
     }
 
+    /// Files of which something is lost, by the names they have now.
+    fn damaged_files(&self, now: &crate::engine::Status) -> Vec<DamagedFile> {
+        let deadline = clock::now() + BELOW_LONGEST;
+        let file = |lost: &crate::engine::Casualty| {
+            let path = self.engine.path_of(lost.ino, deadline).ok().flatten();
+            let path = path.map_or_else(
+                || PathBuf::from(format!("inode {}", lost.ino)),
+                |path| self.facts.mountpoint.join(OsStr::from_bytes(&path)),
+            );
+            DamagedFile {
+                path,
+                ino: lost.ino,
+                offset: lost.offset,
+                at_ms: lost.at_ms,
+            }
+        };
+        now.casualties.iter().map(file).collect()
+    }
+
     /// Fills in how one file, or all below one directory, stands.
     fn add_file(&self, status: &mut Status, ino: Ino) {
         let deadline = clock::now() + BELOW_LONGEST;
@@ -155,6 +176,29 @@ fn is_online(status: &crate::engine::Status) -> bool {
         status.connection,
         Connection::Online | Connection::Elsewhere | Connection::Refused
     )
+}
+
+/// What the events amount to, worst last seen: tampering, then loss. Nothing, if all is well or healed.
+fn verdict(status: &crate::engine::Status) -> Option<Exit> {
+    use crate::engine::EventKind as Kind;
+    let any = |kinds: &[Kind]| {
+        status
+            .events
+            .iter()
+            .any(|event| kinds.contains(&event.kind))
+    };
+    if any(&[
+        Kind::Rollback,
+        Kind::Fork,
+        Kind::ObjectTampered,
+        Kind::PinsMissing,
+    ]) {
+        Some(Exit::Tampered)
+    } else if !status.casualties.is_empty() || any(&[Kind::JournalDamage, Kind::OutboxDamage]) {
+        Some(Exit::Lost)
+    } else {
+        None
+    }
 }
 
 fn progress(status: &crate::engine::Status) -> Progress {
@@ -270,8 +314,15 @@ impl Live {
         let stopped = now.stopped.clone().filter(|_| !quiet);
         let why = [now.failed.clone(), stopped, now.remote_error.clone()];
         let events = now.events.iter().map(|event| event.detail.clone());
+        let damaged = self.damaged_files(&now);
+        let unreadable = damaged.iter().map(|file| {
+            format!(
+                "{} is damaged or lost: reading it fails",
+                file.path.display()
+            )
+        });
         let mut notes: Vec<String> = Vec::new();
-        for note in why.into_iter().flatten().chain(events) {
+        for note in why.into_iter().flatten().chain(unreadable).chain(events) {
             if !notes.contains(&note) {
                 notes.push(note);
             }
@@ -301,6 +352,8 @@ impl Live {
             waiting_ms: now.waiting_ms,
             heard_ms: now.heard_ms,
             fsync: self.facts.fsync.word().to_owned(),
+            verdict: verdict(&now).map_or(0, Exit::code),
+            damaged,
             notes,
             ..Status::default()
         }
@@ -399,6 +452,14 @@ impl Backing for Live {
 
     fn event(&self, operation: &'static str, text: &str) {
         tracing::warn!(operation, text, "a request failed");
+    }
+
+    fn damaged(&self, ino: Ino, offset: u64) {
+        self.engine.note_casualty(ino, offset);
+    }
+
+    fn readable(&self, ino: Ino, offset: u64, len: u64) {
+        self.engine.note_readable(ino, offset, len);
     }
 
     fn shutdown(

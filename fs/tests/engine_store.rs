@@ -225,3 +225,64 @@ fn a_damaged_copy_counts_as_absent() {
     assert_eq!(found(&store, 1), None);
     assert_eq!(store.known(&sid(1)).unwrap(), Some(Known::Sent));
 }
+
+/// A pack that somebody had removed from the outbox counted as sent: its objects were never sealed again, and commits
+/// that named them went out.
+#[test]
+fn an_outbox_pack_that_is_gone_is_missed_and_not_taken_for_sent() {
+    let dir = tempfile::tempdir().unwrap();
+    {
+        let store = open(dir.path(), 1 << 30).unwrap();
+        for n in 0..5 {
+            store.put(sid(n), &[7; NOTE_LEN], &object(n, 5000)).unwrap();
+        }
+        store.sync().unwrap();
+        store.save_index().unwrap();
+    }
+    for pack in packs(&dir.path().join("outbox")) {
+        std::fs::remove_file(pack).unwrap();
+    }
+    let store = open(dir.path(), 1 << 30).unwrap();
+    let lost = store.lost();
+    assert_eq!(lost.len(), 1);
+    assert!(lost[0].is_loss() && lost[0].sids.len() == 5, "{lost:?}");
+    for n in 0..5 {
+        assert_eq!(store.known(&sid(n)).unwrap(), None, "object {n}");
+    }
+}
+
+/// A flipped bit in the index was met when it was read, and stopped the drive.
+#[test]
+fn a_damaged_index_never_fails_a_lookup_nor_tells_of_what_is_not_there() {
+    let dir = tempfile::tempdir().unwrap();
+    {
+        let store = open(dir.path(), 1 << 30).unwrap();
+        for n in 0..300 {
+            store.put_copy(sid(n), &object(n, 300)).unwrap();
+        }
+        for n in 300..330 {
+            store.put(sid(n), &[7; NOTE_LEN], &object(n, 300)).unwrap();
+        }
+        store.sync().unwrap();
+        store.save_index().unwrap();
+    }
+    let index = dir.path().join("state.redb");
+    let good = std::fs::read(&index).unwrap();
+    let used = good.iter().enumerate().filter(|(_, byte)| **byte != 0);
+    let used: Vec<usize> = used.map(|(at, _)| at).collect();
+    for at in used.iter().step_by(used.len() / 150) {
+        let mut bad = good.clone();
+        bad[*at] ^= 0x24;
+        std::fs::write(&index, bad).unwrap();
+        let store = open(dir.path(), 1 << 30).unwrap();
+        assert!(store.lost().is_empty(), "byte {at}");
+        for n in 0..330 {
+            let known = store.known(&sid(n));
+            assert!(known.is_ok(), "byte {at}, object {n}: {known:?}");
+            let content = found(&store, n);
+            let is_right = content.is_none_or(|content| content == object(n, 300));
+            assert!(is_right, "byte {at}, object {n}");
+            assert!(n < 300 || found(&store, n).is_some(), "byte {at}: {n}");
+        }
+    }
+}

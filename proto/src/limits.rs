@@ -58,3 +58,5 @@ pub const CHALLENGE_LIFE_S: u64 = 60;
 pub const TOKEN_LIFE_S: u64 = 900;
 /// Life of a writer lease without renewal, seconds.
 pub const LEASE_LIFE_S: u64 = 60;
+/// Ids of damaged objects in one answer to a lease call: the rest comes with the next.
+pub const MAX_SUSPECTS: usize = 256;

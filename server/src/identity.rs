@@ -11,7 +11,8 @@ use zeroize::Zeroizing;
 
 use crate::private_file;
 
-const FILE: &str = "identity.key";
+/// Name of the file.
+pub(crate) const FILE: &str = "identity.key";
 
 /// The key.
 pub struct Identity(SigningKey);

@@ -4,15 +4,17 @@
 //! has come; rows and checkpoint change in one transaction, so a crash leaves an index that is behind, never one that
 //! is wrong. Any failed commit is final. Called by the store (applies, looks up) and at start (replays, lists).
 
-use std::sync::{Arc, PoisonError};
-use std::{fmt, io};
+mod backend;
+mod open;
+
+use std::sync::PoisonError;
 
 use redb::{
     Database, Durability, ReadableDatabase as _, ReadableTable as _, ReadableTableMetadata as _,
 };
-use redb::{ReadOnlyTable, StorageBackend, TableDefinition, WriteTransaction};
+use redb::{ReadOnlyTable, TableDefinition, WriteTransaction};
 
-use sealdrive_pack::{Entry, Location, Medium, MediumFile, RecordKind};
+use sealdrive_pack::{Entry, Location, RecordKind};
 use sealdrive_proto::fields::{Fields, Misshapen};
 use sealdrive_runtime::sync::RwLock;
 
@@ -26,7 +28,18 @@ const ROWS: TableDefinition<'static, &[u8; KEY_LEN], &[u8; ROW_LEN]> = TableDefi
 const USAGE: TableDefinition<'static, &[u8; 32], u64> = TableDefinition::new("usage");
 /// One row, the checkpoint: `format u32 ‖ pack u64 ‖ offset u64 ‖ next sequence u64`.
 const META: TableDefinition<'static, u8, &[u8; META_LEN]> = TableDefinition::new("meta");
+/// Objects found damaged and not replaced yet: domain and sid.
+const SUSPECTS: TableDefinition<'static, &[u8; SUSPECT_LEN], ()> = TableDefinition::new("suspects");
+const SUSPECT_LEN: usize = 64;
+/// One row: the store's secret id, for packs whose own header is damaged.
+const STORE: TableDefinition<'static, u8, &[u8; 32]> = TableDefinition::new("store");
 const FORMAT: u32 = 1;
+/// Name a damaged index gets: kept for a person to look at.
+const ASIDE: &str = "index.damaged";
+/// Longest index that is checked page by page at start, bytes: seconds of work; beyond it a start would take minutes.
+const CHECKED_BYTES: u64 = 1 << 30;
+/// Bytes of a page of redb.
+const PAGE: u64 = 4096;
 
 /// Why the index did not answer.
 #[derive(Debug, thiserror::Error)]
@@ -91,6 +104,13 @@ impl RowKey {
         out[0] = self.kind as u8;
         out[1..33].copy_from_slice(&self.owner);
         out[33..].copy_from_slice(&self.id);
+        out
+    }
+
+    fn suspect(&self) -> [u8; SUSPECT_LEN] {
+        let mut out = [0; SUSPECT_LEN];
+        out[..32].copy_from_slice(&self.owner);
+        out[32..].copy_from_slice(&self.id);
         out
     }
 
@@ -163,61 +183,7 @@ impl Row {
 /// The open index. It can be closed while others still hold it: they then get `Closed`.
 pub struct Index(RwLock<Option<Database>>);
 
-/// Bytes of a page of redb.
-const PAGE: u64 = 4096;
-
 impl Index {
-    /// Opens the index, making an empty one if there is none.
-    pub fn open(data: &dyn Medium, name: &str) -> Result<Self, IndexError> {
-        let io = redb::StorageError::from;
-        let file = match data.open(name) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                return Self::begin(data, name);
-            }
-            file => file.map_err(io)?,
-        };
-        // A power cut while the file grows may leave any length, and redb takes whole pages only. Nothing durable names
-        // what lies beyond the last whole page.
-        let len = file.len().map_err(io)?;
-        let whole = len.next_multiple_of(PAGE);
-        if whole != len {
-            file.truncate(whole).map_err(io)?;
-        }
-        Self::open_file(file)
-    }
-
-    /// Makes an empty index: it gets its name when it is whole and durable, because half a database is no database, and
-    /// a server that was cut off at its first start must start again by itself.
-    fn begin(data: &dyn Medium, name: &str) -> Result<Self, IndexError> {
-        let io = redb::StorageError::from;
-        let unborn = format!("{name}.unborn");
-        match data.remove(&unborn) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(io(error).into()),
-            _ => {}
-        }
-        let index = Self::open_file(data.create(&unborn).map_err(io)?)?;
-        data.rename(&unborn, name).map_err(io)?;
-        data.sync_dir().map_err(io)?;
-        Ok(index)
-    }
-
-    fn open_file(file: Arc<dyn MediumFile>) -> Result<Self, IndexError> {
-        let db = Database::builder()
-            .set_cache_size(CACHE_BYTES)
-            .create_with_backend(Backend(file))?;
-        let txn = begin(&db)?;
-        txn.open_table(ROWS)?;
-        txn.open_table(USAGE)?;
-        let fresh = txn.open_table(META)?.get(0)?.is_none();
-        if fresh {
-            set_checkpoint(&txn, &Checkpoint::default())?;
-        }
-        txn.commit()?;
-        let index = Self(RwLock::new(Some(db)));
-        index.checkpoint()?;
-        Ok(index)
-    }
-
     fn with<T>(
         &self,
         work: impl FnOnce(&Database) -> Result<T, IndexError>,
@@ -265,8 +231,15 @@ impl Index {
         {
             let mut rows = txn.open_table(ROWS)?;
             let mut usage = txn.open_table(USAGE)?;
+            let mut suspects = txn.open_table(SUSPECTS)?;
             for (pack, entry) in records {
                 fold(&mut rows, &mut usage, *pack, entry)?;
+                let key = RowKey::of(entry).suspect();
+                match entry.header.kind {
+                    RecordKind::Object => drop(suspects.remove(&key)?),
+                    RecordKind::Tombstone => drop(suspects.insert(&key, ())?),
+                    _ => {}
+                }
             }
         }
         set_checkpoint(&txn, checkpoint)?;
@@ -312,6 +285,53 @@ impl Index {
         Ok(out)
     }
 
+    /// Objects of a domain that were found damaged and not replaced yet, at most `limit`.
+    pub fn suspects(&self, domain: &[u8; 32], limit: usize) -> Result<Vec<[u8; 32]>, IndexError> {
+        let table = self.with(|db| Ok(db.begin_read()?.open_table(SUSPECTS)?))?;
+        let border = |byte| {
+            let mut key = [byte; SUSPECT_LEN];
+            key[..32].copy_from_slice(domain);
+            key
+        };
+        let mut out = Vec::new();
+        for item in table.range::<&[u8; SUSPECT_LEN]>(&border(0)..=&border(255))? {
+            if out.len() == limit {
+                break;
+            }
+            let sid = Fields::new(&item?.0.value()[32..]).array();
+            out.push(sid.map_err(|_| IndexError::Format)?);
+        }
+        Ok(out)
+    }
+
+    /// Notes objects that a scan found damaged.
+    pub fn suspect(&self, objects: &[RowKey]) -> Result<(), IndexError> {
+        let txn = self.with(begin)?;
+        {
+            let rows = txn.open_table(ROWS)?;
+            let mut suspects = txn.open_table(SUSPECTS)?;
+            for key in objects {
+                if standing(&rows, key)?.is_none() {
+                    suspects.insert(&key.suspect(), ())?;
+                }
+            }
+        }
+        Ok(txn.commit()?)
+    }
+
+    /// The store's secret id, if it was noted.
+    pub fn store(&self) -> Result<Option<[u8; 32]>, IndexError> {
+        let table = self.with(|db| Ok(db.begin_read()?.open_table(STORE)?))?;
+        Ok(table.get(0)?.map(|value| *value.value()))
+    }
+
+    /// Notes the store's secret id.
+    pub fn set_store(&self, store: &[u8; 32]) -> Result<(), IndexError> {
+        let txn = self.with(begin)?;
+        txn.open_table(STORE)?.insert(0, store)?;
+        Ok(txn.commit()?)
+    }
+
     /// Stored bytes of a domain's objects.
     pub fn usage(&self, domain: &[u8; 32]) -> Result<u64, IndexError> {
         let table = self.with(|db| Ok(db.begin_read()?.open_table(USAGE)?))?;
@@ -340,37 +360,6 @@ impl Index {
             Some(db) => Ok(db.close()?),
             None => Ok(()),
         }
-    }
-}
-
-/// redb's file on the medium.
-struct Backend(Arc<dyn MediumFile>);
-
-impl fmt::Debug for Backend {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Backend")
-    }
-}
-
-impl StorageBackend for Backend {
-    fn len(&self) -> io::Result<u64> {
-        self.0.len()
-    }
-
-    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        self.0.read_at(out, offset)
-    }
-
-    fn set_len(&self, len: u64) -> io::Result<()> {
-        self.0.truncate(len)
-    }
-
-    fn sync_data(&self) -> io::Result<()> {
-        self.0.sync()
-    }
-
-    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        self.0.write_at(data, offset)
     }
 }
 

@@ -10,6 +10,7 @@ pub mod core;
 pub mod identity;
 pub mod index;
 pub mod invites;
+mod key_files;
 pub mod limits;
 pub mod notify;
 mod private_file;

@@ -20,7 +20,7 @@ use crate::identity::Identity;
 use crate::service::{self, ServeError};
 use crate::store::{OpenError, Opened, Store, StoreError, StoreOptions};
 use crate::tls::{Certificate, TlsError};
-use crate::{clock, invites, private_file};
+use crate::{clock, invites, key_files, private_file};
 
 /// Where to keep things and where to listen.
 #[derive(Debug, Clone)]
@@ -151,14 +151,19 @@ fn open_data(data: &Path) -> Result<std::fs::File, StartError> {
     }
 }
 
-/// Identity and certificate, made on first use by one process alone.
+/// Identity and certificate, which clients pin: made on first use by one process alone; damage to one file is healed
+/// on the way.
 fn open_keys(data: &Path) -> Result<(Identity, Certificate), StartError> {
     let fail = |source| StartError::Data {
         dir: data.display().to_string(),
         source,
     };
     let _alone = private_file::alone(data).map_err(fail)?;
-    Ok((open_identity(data)?, Certificate::open(data)?))
+    key_files::settle(data).map_err(fail)?;
+    let identity = open_identity(data)?;
+    let certificate = Certificate::open(data)?;
+    key_files::keep(data).map_err(fail)?;
+    Ok((identity, certificate))
 }
 
 fn open_identity(data: &Path) -> Result<Identity, StartError> {
@@ -230,7 +235,7 @@ impl Server {
         }
         let lock = open_data(&config.data)?;
         // Before anyone can connect: who sees the port open may ask for an invitation at once.
-        let certificate = open_keys(&config.data)?.1;
+        let (_, certificate) = open_keys(&config.data)?;
         let fail = |source| StartError::Listen {
             addr: config.listen,
             source,
@@ -353,7 +358,7 @@ pub fn status(data: &Path) -> Result<Counts, StartError> {
     };
     let pack_bytes = pack_bytes(data).map_err(fail)?;
     let _lock = open_data(data)?;
-    let server_pk = open_identity(data)?.public();
+    let server_pk = open_keys(data)?.0.public();
     let (book, store, damaged) = open_book(Store::open(data)?, server_pk);
     let (records, object_bytes) = store.totals()?;
     store.close();

@@ -14,8 +14,10 @@ use sealdrive_proto::connect::certificate_fingerprint;
 
 use crate::private_file;
 
-const CERTIFICATE: &str = "certificate.pem";
-const KEY: &str = "certificate-key.pem";
+/// Name of the certificate's file.
+pub(crate) const CERTIFICATE: &str = "certificate.pem";
+/// Name of its key's file.
+pub(crate) const KEY: &str = "certificate-key.pem";
 /// Name in the certificate. Clients pin the fingerprint and ignore it.
 const NAME: &str = "sealdrive.invalid";
 

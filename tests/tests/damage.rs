@@ -141,7 +141,7 @@ fn damage_in_the_journal_ends_it_there_and_is_told() {
             file.sync_all().unwrap();
         }
         mounted.kill();
-        let journals = files(&machine.home(), "journal");
+        let journals = files(&machine.home(), ".sdj");
         assert!(!journals.is_empty(), "there is no journal to damage");
         for journal in &journals {
             damage_once(journal, seed);

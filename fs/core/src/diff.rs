@@ -26,16 +26,33 @@ pub fn diff(
     nodes: &dyn Nodes,
     old: &Root,
     new: &Root,
-    mut each: impl FnMut(Difference<'_>) -> ControlFlow<()>,
+    each: impl FnMut(Difference<'_>) -> ControlFlow<()>,
 ) -> Result<(), TreeError> {
-    if old == new {
+    diff_past(nodes, Some(old), new, each, |_| ControlFlow::Break(()))
+}
+
+/// The same where nodes of the second tree may be lost: asks `hole` about each that does not come, and goes on behind
+/// it unless it breaks. Nothing is said of the keys below such a node, in neither tree. Without a first tree everything
+/// differs.
+pub fn diff_past(
+    nodes: &dyn Nodes,
+    old: Option<&Root>,
+    new: &Root,
+    mut each: impl FnMut(Difference<'_>) -> ControlFlow<()>,
+    mut hole: impl FnMut(&TreeError) -> ControlFlow<()>,
+) -> Result<(), TreeError> {
+    if old == Some(new) {
         return Ok(());
     }
-    let (mut left, mut right) = (Cursor::at_top(nodes, old)?, Cursor::at_top(nodes, new)?);
+    let mut left = Side(old.map(|old| Cursor::at_top(nodes, old)).transpose()?);
+    let mut right = match Cursor::at_top(nodes, new) {
+        Err(error) if hole(&error).is_continue() => return Ok(()),
+        top => top?,
+    };
     loop {
         // A side that has come to its end is below all levels, so that the other is entered down to its entries.
-        let level = |side: &Cursor<'_>| side.entry().map(|_| side.node().level());
-        let (left_level, right_level) = (level(&left), level(&right));
+        let right_level = right.entry().map(|_| right.node().level());
+        let left_level = left.level();
         if left_level.is_none() && right_level.is_none() {
             return Ok(());
         }
@@ -49,8 +66,15 @@ pub fn diff(
             if left_level == highest {
                 left.enter()?;
             }
-            if right_level == highest {
-                right.enter()?;
+            if right_level == highest
+                && let Err(error) = right.enter()
+            {
+                if hole(&error).is_break() {
+                    return Err(error);
+                }
+                let last = right.entry().map(|(key, _)| key.to_vec());
+                right.pass();
+                left.pass_to(&last.unwrap_or_default())?;
             }
             continue;
         }
@@ -80,6 +104,45 @@ pub fn diff(
         if order.is_ge() {
             right.pass();
         }
+    }
+}
+
+/// One side of a difference; without a tree it has come to its end.
+struct Side<'n>(Option<Cursor<'n>>);
+
+impl Side<'_> {
+    fn entry(&self) -> Option<(&[u8], &[u8])> {
+        self.0.as_ref()?.entry()
+    }
+
+    fn level(&self) -> Option<u8> {
+        let cursor = self.0.as_ref()?;
+        cursor.entry().map(|_| cursor.node().level())
+    }
+
+    fn enter(&mut self) -> Result<(), TreeError> {
+        self.0.as_mut().map_or(Ok(()), Cursor::enter)
+    }
+
+    fn pass(&mut self) {
+        if let Some(cursor) = &mut self.0 {
+            cursor.pass();
+        }
+    }
+
+    /// Behind every entry up to this key.
+    fn pass_to(&mut self, last: &[u8]) -> Result<(), TreeError> {
+        while let Some((key, _)) = self.entry() {
+            if key <= last {
+                // Above the leaves it is the last key of all below.
+                self.pass();
+            } else if self.level() > Some(0) {
+                self.enter()?;
+            } else {
+                break;
+            }
+        }
+        Ok(())
     }
 }
 

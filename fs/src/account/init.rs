@@ -175,7 +175,7 @@ async fn finish(home: &Home, pending: &Pending, key: SigningKey) -> Result<Found
     let server = Server::from(&pending.profile.server.parse::<ConnectString>()?);
     let line = Account::new(server, Identity::device(account, key));
     if let Err(error) = line.register(&registration).await {
-        if let RemoteError::Unreachable(_) | RemoteError::Quota = error {
+        if let RemoteError::Unreachable(_) | RemoteError::Quota | RemoteError::Full = error {
             // It may have arrived, or may be taken later: the next `init` finishes it.
             return Err(error.into());
         }

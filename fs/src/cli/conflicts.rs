@@ -15,7 +15,7 @@ use super::opening::engine_config;
 use super::output::size;
 use super::{Session, passphrase, select};
 use crate::account::Opened;
-use crate::engine::{self, Branch, Conflict, EngineConfig};
+use crate::engine::{self, Branch, Cause, Conflict, EngineConfig};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -23,6 +23,9 @@ Examples:
   sealdrive conflicts export 20261124T221405Z ~/mine
                                                     Bring the new and changed files back, into a directory of their own.
   sealdrive conflicts drop 20261124T221405Z         Show what would go, ask, and delete it for ever.
+
+What was damaged on this machine before any server had it is kept here in the same way. Its export writes all that is
+good, names the rest, and ends with 21; what is left of a damaged file is beside it as NAME.damaged, with holes.
 
 A drive has one writer. When another machine takes over (mount --take-over), this one stops writing, and what it had
 not sent is kept here, sealed: at the next mount it is set aside, the drive goes on from the server's state, and the
@@ -182,9 +185,22 @@ fn export(
                 exported.refused
             ));
         }
+        for missing in &exported.missing {
+            lines.push(match (missing.bytes, &missing.kept) {
+                (Some(bytes), Some(kept)) => format!(
+                    "  damaged: {}: {bytes} bytes are lost; what is left is in {kept}, with holes",
+                    missing.path
+                ),
+                _ => format!("  lost: {}", missing.path),
+            });
+        }
         lines.join("\n")
     });
-    Ok(if exported.refused > 0 {
+    Ok(if exported.tampered && !exported.missing.is_empty() {
+        Exit::Tampered
+    } else if !exported.missing.is_empty() {
+        Exit::Lost
+    } else if exported.refused > 0 {
         Exit::Partly
     } else {
         Exit::Ok
@@ -204,14 +220,18 @@ fn describe(shown: &Shown<'_>) -> String {
         ),
         None => "not counted".to_owned(),
     };
+    let why = match conflict.cause {
+        Cause::TakenOver => format!(
+            "when machine {} had written restore point {}",
+            conflict.by_name, conflict.head_seq
+        ),
+        Cause::Damaged => "because part of it is damaged".to_owned(),
+    };
     format!(
-        "{}  drive {}\n  holds    {what}\n  since    {}, when machine {} had written restore point {}\n  after    \
-         restore point {}, the last that both share",
+        "{}  drive {}\n  holds    {what}\n  since    {}, {why}\n  after    restore point {}, which both share",
         conflict.id,
         shown.drive,
         humantime::format_rfc3339_seconds(time),
-        conflict.by_name,
-        conflict.head_seq,
         conflict.base_seq
     )
 }

@@ -89,6 +89,10 @@ impl From<RemoteError> for Failure {
                 "unmount there first, or mount here with --take-over",
             ),
             RemoteError::Stale => (Exit::Error, "try again"),
+            RemoteError::Full => (
+                Exit::Space,
+                "wait, or tell the server's owner; nothing was lost",
+            ),
             RemoteError::Quota => (Exit::Space, "free space on the server, or ask for more"),
             RemoteError::NotFound => (Exit::NoDrive, "see `sealdrive status` for what there is"),
             RemoteError::Unauthenticated(_) => (

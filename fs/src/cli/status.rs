@@ -20,6 +20,7 @@ Examples:
                                           many are in each. Several paths may be given.
   sealdrive status --max-age 1h           For a monitor: exit code 24 when something needs a person, else 0.
   sealdrive status --json | jq .pending
+  sealdrive status                        Exit code 21: something was damaged and is lost; 22: rollback or tampering.
 
 States, from weakest: dirty (in memory), journaled (survives a crash here), sent (on the server), committed
 (part of a restore point on the server). A file that is open for writing is never called committed: its next byte
@@ -32,7 +33,8 @@ With --max-age AGE the exit code is 24 when
 It is 0 while younger changes are on their way, and for a drive at rest however old its newest restore point is: a
 check every few minutes with AGE of an hour is quiet in daily work, and speaks up an hour after backups stop for
 whatever reason. Time is counted while the machine is awake, so setting a clock alarms nobody. Code 16, nothing
-mounted, and 11, another machine has taken the drive over, are alarms too. Several drives are as the worst of them.";
+mounted, 11, another machine has taken the drive over, and 21 and 22 are alarms too. Several drives are as the worst
+of them.";
 
 /// Show what is mounted and whether everything is on the server.
 #[derive(Debug, Parser)]
@@ -82,6 +84,8 @@ struct Verdict {
     pending: bool,
     too_old: bool,
     fenced: bool,
+    /// What happened to the drive itself: 0, 21 or 22.
+    damage: u8,
 }
 
 impl Verdict {
@@ -92,12 +96,15 @@ impl Verdict {
             None => status.state != "committed" && max_age.is_none(),
         };
         self.fenced |= status.fenced.is_some();
+        self.damage = self.damage.max(status.verdict);
         self.too_old |= max_age.is_some_and(|max| is_older(status, max));
     }
 
     fn exit(&self) -> Exit {
         if self.too_old {
             Exit::TooOld
+        } else if self.damage != 0 {
+            Exit::from_code(self.damage)
         } else if self.pending {
             Exit::Pending
         } else if self.fenced {

@@ -68,6 +68,8 @@ errnos! {
     EOPNOTSUPP = 95,
     /// The inode is gone.
     ESTALE = 116,
+    /// The account's quota on the server is used up.
+    EDQUOT = 122,
 }
 
 impl std::fmt::Display for Errno {

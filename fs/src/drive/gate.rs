@@ -64,9 +64,9 @@ impl Drive {
         self.peek().map.nodes.add(reference, node);
     }
 
-    /// No more room for data: writes get ENOSPC instead of waiting.
-    pub fn set_full(&self, full: bool) {
-        self.peek().full = full;
+    /// No more room for data: writes get this error instead of waiting. `None`: there is room again.
+    pub fn refuse_data(&self, refusal: Option<Errno>) {
+        self.peek().full = refusal;
         self.room.notify_all();
     }
 
@@ -115,7 +115,7 @@ impl Drive {
             self.work.notify_all();
         }
         let waits = |s: &mut State| {
-            let refused = s.closed || s.read_only || (s.full && data);
+            let refused = s.closed || s.read_only || (s.full.is_some() && data);
             s.must_wait(need) && !refused
         };
         let (_guard, result) = self
@@ -200,8 +200,10 @@ impl Drive {
             if guard.read_only {
                 return Err(Errno::EROFS.into());
             }
-            if guard.full && need != Need::Records {
-                return Err(Errno::ENOSPC.into());
+            if let Some(refusal) = guard.full
+                && need != Need::Records
+            {
+                return Err(refusal.into());
             }
             if !guard.must_wait(need) {
                 break;

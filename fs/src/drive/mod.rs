@@ -30,6 +30,7 @@ mod safety;
 mod setattr;
 mod state;
 mod symlink;
+mod trace;
 mod writeback;
 mod xattr;
 

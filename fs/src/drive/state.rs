@@ -96,8 +96,8 @@ pub(super) struct State {
     pub(super) digests: DigestTable,
     /// A freeze is near: changes wait.
     pub(super) stalled: bool,
-    /// No room for more data.
-    pub(super) full: bool,
+    /// No room for more data, and how that is said.
+    pub(super) full: Option<Errno>,
     /// Another machine writes the drive, or nobody here wants to: changes are refused.
     pub(super) read_only: bool,
     /// Shut down: changes are refused.
@@ -135,7 +135,7 @@ impl State {
             jobs: Jobs::default(),
             digests: DigestTable::default(),
             stalled: false,
-            full: false,
+            full: None,
             read_only: false,
             closed: false,
             wake_at: u64::MAX,

@@ -30,7 +30,7 @@ use super::flights::Flights;
 use crate::clock;
 use crate::limits::{CALL_DEADLINE, DECODED_BUDGET};
 use crate::remote::RemoteError;
-use crate::store::{Known, Local, NOTE_LEN, Store, StoreError};
+use crate::store::{Known, Local, NOTE_LEN, Position, Store, StoreError};
 
 /// Variants tried beyond the reference's own. Like its epoch, a reference's variant is a lower bound: when the server
 /// holds something that does not open under an id, the writer seals the content again under the next one.
@@ -286,6 +286,30 @@ impl Blobs {
         lock(&self.variants).insert(reference.cid, variant);
         self.with_sealer(|sealer| self.put(sealer, kind, &plain, Compress::Zstd))?;
         Ok(())
+    }
+
+    /// An object of the outbox is damaged: takes it out of the queue and, if its content is still in memory, seals it
+    /// again behind everything else. `node` finds a tree node in memory. True if it is whole again.
+    pub(super) fn heal(
+        &self,
+        sid: Sid,
+        end: Position,
+        node: impl Fn(&Reference) -> Option<Bytes>,
+    ) -> Result<bool, StoreError> {
+        let origin = self.origin(&sid)?;
+        self.store.set_aside(sid, end);
+        let Some((kind, reference)) = origin else {
+            return Ok(false);
+        };
+        let plain = match kind {
+            Kind::Tree => node(&reference),
+            _ => self.decoded.get(&reference.cid),
+        };
+        let Some(plain) = plain else {
+            return Ok(false);
+        };
+        let again = self.with_sealer(|sealer| self.put(sealer, kind, &plain, Compress::Zstd))?;
+        Ok(again.cid == reference.cid)
     }
 
     /// Readers that wait for the server give up at their next attempt.

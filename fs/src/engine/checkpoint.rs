@@ -2,8 +2,8 @@
 //! stays short and there is something to commit.
 //!
 //! Invariant (ordering law): writeback of everything up to the freeze, then the sealed nodes, then the fsync of the
-//! outbox, then the checkpoint record, then the thaw and the trimming of the journal. Writers stop only while the last
-//! dirty bytes are sealed. Called by the pace thread.
+//! outbox, then what the index says of it, then the checkpoint record, then the thaw and the trimming of the journal.
+//! Writers stop only while the last dirty bytes are sealed. Called by the pace thread.
 
 use std::time::Instant;
 
@@ -204,6 +204,9 @@ fn merge_frozen(
     shared.crash.reached("merged");
     let reach = shared.store.sync()?;
     shared.crash.reached("nodes-durable");
+    // The index is the witness of what the outbox holds: a checkpoint never names what would not be missed.
+    shared.store.save_index()?;
+    shared.crash.reached("index-durable");
     record.write(
         &Checkpoint {
             root: Some(root),
@@ -212,8 +215,6 @@ fn merge_frozen(
         .encode(),
     )?;
     shared.crash.reached("checkpoint-durable");
-    shared.store.save_index()?;
-    shared.crash.reached("index-durable");
     shared.drive.thaw(root);
     shared.uploading.appended.notify_one();
     shared.progress.update(|m| {

@@ -28,8 +28,8 @@ pub const POINTS: &[&str] = &[
     "frozen",
     "merged",
     "nodes-durable",
-    "checkpoint-durable",
     "index-durable",
+    "checkpoint-durable",
     "journal-trimmed",
     // commit
     "acknowledged",

@@ -42,6 +42,8 @@ pub enum EventKind {
     LocalIo,
     /// The journal ended in a damaged record that is not a torn tail.
     JournalDamage,
+    /// Something was damaged and is whole again: nothing was lost.
+    Healed,
     /// Something that waits for a person (quota, authentication).
     Refused,
 }

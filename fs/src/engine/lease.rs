@@ -6,7 +6,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use sealdrive_proto::id::DeviceId;
+use sealdrive_proto::id::{DeviceId, Sid};
+use sealdrive_runtime::task;
 use sealdrive_runtime::time::{self, timeout};
 use tokio::sync::watch;
 
@@ -121,6 +122,7 @@ impl Keeper {
                         return self.shared.fence(lease.holder);
                     }
                     backoff.reset();
+                    send_again(&self.shared, lease.suspects);
                     (lease.lifetime / 3).max(Duration::from_millis(50))
                 }
                 Err(RemoteError::Fenced) => {
@@ -183,6 +185,29 @@ impl Keeper {
             set(&self.state, Lease::Unknown);
         }
     }
+}
+
+/// The server has found objects damaged: those that are whole here go into the outbox again.
+fn send_again(shared: &Arc<Shared>, suspects: Vec<Sid>) {
+    if suspects.is_empty() {
+        return;
+    }
+    let shared = Arc::clone(shared);
+    task::spawn_blocking(move || {
+        let mut sent = 0;
+        for sid in suspects {
+            match shared.store.send_again(sid) {
+                Ok(here) => sent += u64::from(here),
+                Err(e) => return shared.fail_local(&e.to_string()),
+            }
+        }
+        if sent > 0 {
+            shared.uploading.appended.notify_one();
+            let what =
+                format!("{sent} objects damaged on the server are sent again from this machine");
+            shared.events.push(EventKind::Healed, what);
+        }
+    });
 }
 
 fn set(state: &watch::Sender<Lease>, lease: Lease) {

@@ -1,6 +1,7 @@
 //! What a directory on this machine holds of a drive: the small records, the packs and the journal, opened together.
 //!
-//! Invariant: opening changes nothing but torn tails. Used for the drive itself, and for a branch that was set aside.
+//! Invariant: opening changes nothing but torn tails and what is damaged, which is healed or set aside, and told.
+//! Used for the drive itself, and for a branch that was set aside.
 
 use std::sync::Arc;
 
@@ -57,10 +58,8 @@ impl Local {
         let journal = dir
             .directory("journal")
             .map_err(|e| EngineError::Io("opening the journal", e))?;
-        let mut opened = Journal::open(journal, owner.drive, Arc::clone(&local))?;
-        if let Some(damage) = opened.1.damage.take() {
-            events.push(EventKind::JournalDamage, damage.to_string());
-        }
+        let (journal, replay) = Journal::open(journal, owner.drive, Arc::clone(&local))?;
+        tell_damage(&events, &records, &store, &replay);
         Ok(Self {
             records,
             blobs: Arc::new(Blobs::new(
@@ -74,8 +73,46 @@ impl Local {
             )),
             store,
             copies,
-            journal: opened.0,
-            replay: opened.1,
+            journal,
+            replay,
         })
+    }
+}
+
+/// What was found damaged on the way, healed or not.
+fn tell_damage(events: &Events, records: &Records, store: &Store, replay: &Replay) {
+    if let Some(damage) = &replay.damage {
+        let what = format!(
+            "the journal is damaged, and what was written last on this machine may be lost: {damage}"
+        );
+        events.push(EventKind::JournalDamage, what);
+    }
+    for name in &replay.aside {
+        let what = format!(
+            "a damaged part of the journal is kept: {name}; remove it when it is of no more use"
+        );
+        events.push(EventKind::JournalDamage, what);
+    }
+    let twins = [&records.checkpoint, &records.pins, &records.commit];
+    for what in twins.into_iter().filter_map(|twin| twin.healed()) {
+        events.push(
+            EventKind::Healed,
+            format!("one copy of {what} was damaged; it was restored from the other"),
+        );
+    }
+    for lost in store.lost() {
+        let count = lost.sids.len().max(1);
+        if lost.is_loss() {
+            let what = format!(
+                "{count} objects that were not yet on the server are damaged or gone (outbox pack {:016x})",
+                lost.pack
+            );
+            events.push(EventKind::OutboxDamage, what);
+        } else {
+            events.push(
+                EventKind::Healed,
+                format!("{count} damaged objects of the outbox are on the server already"),
+            );
+        }
     }
 }

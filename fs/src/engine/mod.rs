@@ -8,6 +8,7 @@ mod backoff;
 mod below;
 mod blobs;
 mod branch;
+mod casualties;
 mod chain;
 mod checkpoint;
 mod commit;
@@ -20,6 +21,7 @@ mod fence;
 mod fetch;
 mod flights;
 mod flush;
+mod hole;
 mod lease;
 mod local;
 mod open;
@@ -47,9 +49,10 @@ use sealdrive_runtime::sync::Mutex;
 pub use self::below::Below;
 pub use self::blobs::BlobError;
 pub use self::branch::{
-    Branch, BranchError, Conflict, Counts, Exported, count as count_conflicts, drop_branch,
-    list as list_conflicts,
+    Branch, BranchError, Cause, Conflict, Counts, Exported, Missing, count as count_conflicts,
+    drop_branch, list as list_conflicts,
 };
+pub use self::casualties::Casualty;
 pub use self::chain::ChainError;
 pub use self::config::EngineConfig;
 pub use self::crash::{CrashPoints, POINTS};
@@ -230,6 +233,22 @@ impl Engine {
         }
         self.node(reference, clock::now() + NODE_WAIT)
             .map(|()| true)
+    }
+
+    /// A path of the inode from the drive's root; none if it has no name. Loads what it takes until `deadline`. Blocks.
+    pub fn path_of(&self, ino: Ino, deadline: Instant) -> Answer<Option<Vec<u8>>> {
+        let shared = &self.running.shared;
+        below::bring(shared, deadline, || shared.drive.path_of(ino))
+    }
+
+    /// Something of this file was asked for and is lost.
+    pub fn note_casualty(&self, ino: Ino, offset: u64) {
+        self.running.shared.casualties.note(ino, offset);
+    }
+
+    /// This range of this file was read.
+    pub fn note_readable(&self, ino: Ino, offset: u64, len: u64) {
+        self.running.shared.casualties.readable(ino, offset, len);
     }
 
     /// Reads these chunks ahead, in the background, as far as there is room in the queue.

@@ -19,7 +19,7 @@ use sealdrive_runtime::thread;
 
 use super::EngineError;
 use super::blobs::Blobs;
-use super::branch::Diverged;
+use super::branch::{Cause, Diverged};
 use super::chain::{Chain, ChainError, root_of};
 use super::checkpoint::Checkpoint;
 use super::commit::Pending;
@@ -160,8 +160,22 @@ pub(super) fn start(
         }
         return Ok(Opening::Start(Box::new(start)));
     }
-    match ask(chain, config.join_patience).map_err(EngineError::NoState)? {
-        Some(head) => {
+    // What this machine has seen last of the server's chain will do for one that cannot be asked.
+    let seen = root_of(&start.pins).zip(start.pins.body().map(|body| body.op_seq));
+    let patience = match seen {
+        Some(_) if !reached => Duration::ZERO,
+        _ => config.join_patience,
+    };
+    match ask(chain, patience) {
+        Err(error) if error.is_temporary() && !unsaved && seen.is_some() => {
+            let (root, seq) = seen.unzip();
+            start.checkpoint = Checkpoint {
+                root,
+                seq: seq.unwrap_or(0),
+            };
+        }
+        Err(error) => return Err(EngineError::NoState(error)),
+        Ok(Some(head)) => {
             let (checkpoint, author) = join(chain, blobs, config, &head)?;
             start = Start {
                 checkpoint,
@@ -170,8 +184,8 @@ pub(super) fn start(
                 distrust: None,
             };
         }
-        None if chain.pins().seq() == 0 => {}
-        None => return Err(ChainError::from(HistoryError::Rollback).into()),
+        Ok(None) if chain.pins().seq() == 0 => {}
+        Ok(None) => return Err(ChainError::from(HistoryError::Rollback).into()),
     }
     records.adopt(&start)?;
     Ok(Opening::Start(Box::new(start)))
@@ -190,6 +204,7 @@ fn elsewhere(chain: &mut Chain, records: &Records) -> Option<(HeadAnswer, Diverg
     let diverged = Diverged {
         by: fields.device,
         seq: fields.seq,
+        cause: Cause::TakenOver,
     };
     (fields.seq != chain.pins().seq() && !ours).then_some((head, diverged))
 }

@@ -46,6 +46,8 @@ pub(super) struct Milestones {
     pub(super) stopped: Option<String>,
     /// Why nothing is written on this machine any more, if so.
     pub(super) failed: Option<String>,
+    /// The server takes no more of this account; cleared by the next acknowledgement.
+    pub(super) over_quota: bool,
     /// The last thing the server or the network said against us; cleared by success.
     pub(super) remote_error: Option<String>,
     /// Shutting down: one more checkpoint and commit.

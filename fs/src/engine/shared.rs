@@ -12,6 +12,7 @@ use sealdrive_proto::id::DeviceId;
 use tokio::sync::watch;
 
 use super::blobs::Blobs;
+use super::casualties::Casualties;
 use super::checkpoint::Candidate;
 use super::crash::CrashPoints;
 use super::events::{EventKind, Events};
@@ -40,6 +41,8 @@ pub(super) struct Shared {
     pub(super) space: Space,
     /// Milestones.
     pub(super) progress: Progress,
+    /// Files of which something is lost.
+    pub(super) casualties: Casualties,
     /// What went wrong.
     pub(super) events: Arc<Events>,
     /// Named points for tests.
@@ -78,7 +81,8 @@ impl Shared {
 
     /// Refuses or allows writes by what waits for the server and by what the disk has left.
     pub(super) fn watch_space(&self) {
-        self.space.watch(&self.store, &self.drive);
+        let over_quota = self.progress.now().over_quota;
+        self.space.watch(&self.store, &self.drive, over_quota);
     }
 
     /// Whether everything done is in the last checkpoint.

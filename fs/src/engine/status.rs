@@ -4,6 +4,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::casualties::Casualty;
 use super::events::Event;
 use super::fence::Fence;
 use super::lease::Lease;
@@ -131,6 +132,9 @@ pub struct Status {
     pub stopped: Option<String>,
     /// Why nothing is written any more.
     pub failed: Option<String>,
+    /// Files of which something is lost.
+    #[serde(skip)]
+    pub casualties: Vec<Casualty>,
     /// Newest events, oldest first.
     pub events: Vec<Event>,
 }

@@ -19,7 +19,8 @@ use tokio::sync::watch;
 
 use super::EngineError;
 use super::blobs::BlobError;
-use super::branch::{self, Conflict};
+use super::branch;
+use super::casualties::{self, Casualties};
 use super::chain::{Chain, root_of};
 use super::commit::Committer;
 use super::config::EngineConfig;
@@ -27,6 +28,7 @@ use super::events::{EventKind, Events};
 use super::fence::{Kernel, LISTEN, name_of};
 use super::fetch::Fetcher;
 use super::flush::Flusher;
+use super::hole::{self, TORN};
 use super::lease::{self, Keeper, Lease};
 use super::local::{Local, Owner};
 use super::open::{self, Opening, Start};
@@ -143,16 +145,27 @@ impl Running {
                 pins,
             )
         });
-        let start = loop {
+        let (start, torn) = loop {
+            let torn = hole::in_checkpoint(&local, &config)?;
+            if torn
+                && reached
+                && let (Some(chain), Some(diverged)) =
+                    (&mut chain, hole::last_commit(&local.records))
+            {
+                let aside = branch::set_aside(local, &config, chain, diverged)?;
+                events.push(EventKind::OutboxDamage, aside.to_string());
+                local = open()?;
+                continue;
+            }
             let unsaved = !local.replay.entries.is_empty();
             let known = (unsaved, reached);
             let (records, blobs) = (&mut local.records, &local.blobs);
             match open::start(records, chain.as_mut(), blobs, &config, known)? {
-                Opening::Start(start) => break *start,
+                Opening::Start(start) => break (*start, torn),
                 Opening::Diverged(diverged) => {
                     let Some(chain) = &mut chain else { continue };
                     let aside = branch::set_aside(local, &config, chain, diverged)?;
-                    events.push(EventKind::SetAside, told(&aside));
+                    events.push(EventKind::SetAside, aside.to_string());
                     local = open()?;
                 }
             }
@@ -163,12 +176,12 @@ impl Running {
             blobs,
             copies: copy_queue,
             journal,
-            replay,
+            mut replay,
         } = local;
         let drive = Arc::new(Drive::recover(
             start.checkpoint.root,
             start.checkpoint.seq,
-            replay.entries,
+            replay.take_steps(),
         ));
         let (lease_retry, retry) = watch::channel(0);
         let shared = Arc::new(Shared {
@@ -178,6 +191,7 @@ impl Running {
             uploading: Uploading::default(),
             space: Space::new(dir, config.outbox_budget),
             progress: Progress::default(),
+            casualties: Casualties::default(),
             events,
             crash: config.crash.clone(),
             names: config.device_names.clone(),
@@ -189,6 +203,11 @@ impl Running {
         if let Some(why) = &why_not {
             shared.read_only(why);
         }
+        if torn {
+            shared.stop_commits(EventKind::OutboxDamage, TORN);
+        }
+        casualties::named_by_journal(&shared);
+        casualties::search(&shared, hole::lost_ids(&shared.store));
         let (workers, mut threads) =
             Workers::start(&shared, worker_count(&config), config.chunk_sizes())
                 .map_err(io("starting a thread"))?;
@@ -319,6 +338,7 @@ impl Running {
         for reader in readers {
             let _ = reader.join();
         }
+        self.shared.casualties.join();
     }
 
     pub(super) fn status(&self) -> Status {
@@ -363,6 +383,7 @@ impl Running {
             read_only: self.shared.drive.is_read_only(),
             stopped: now.stopped,
             failed: now.failed,
+            casualties: self.shared.casualties.list(),
             events: self.shared.events.list(),
         }
     }
@@ -406,18 +427,6 @@ fn why_read_only(config: &EngineConfig, first: Lease) -> Option<String> {
         "machine {name} writes this drive, so it is mounted read-only here; to write here, unmount it there (a machine \
          that is gone loses it after a minute) and mount again, or mount with --take-over"
     ))
-}
-
-/// One sentence about what was set aside.
-fn told(aside: &Conflict) -> String {
-    let what = match aside.counts {
-        Some(counts) => format!("{} changed files ({} bytes)", counts.files, counts.bytes),
-        None => "what this machine had not sent".to_owned(),
-    };
-    format!(
-        "machine {} has written this drive meanwhile: {what} were set aside as conflict {}; see `sealdrive conflicts`",
-        aside.by_name, aside.id
-    )
 }
 
 fn worker_count(config: &EngineConfig) -> usize {

@@ -3,11 +3,12 @@
 //! Invariant: `Outbox::acknowledge` is called only with what the server says survives its power cut, and never past an
 //! object whose id the server holds with other bytes until those were opened. One task.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
+use sealdrive_core::reference::Reference;
 use sealdrive_proto::id::Sid;
 use sealdrive_proto::limits::{UPLOAD_BATCH, UPLOAD_WINDOW};
 use sealdrive_runtime::task;
@@ -15,12 +16,14 @@ use sealdrive_runtime::time::{self, timeout};
 use tokio::sync::{Notify, watch};
 
 use super::backoff::Backoff;
+use super::casualties;
 use super::conflict;
 use super::events::EventKind;
+use super::hole::{self, TORN};
 use super::lease::Lease;
 use super::shared::Shared;
 use crate::clock;
-use crate::limits::{CALL_DEADLINE, UPLOAD_YIELD, UPLOAD_YIELD_LONGEST};
+use crate::limits::{CALL_DEADLINE, NODE_WAIT, UPLOAD_YIELD, UPLOAD_YIELD_LONGEST};
 use crate::remote::{Ack, Remote, RemoteError, UploadStream};
 use crate::store::{Outgoing, Position, StoreError};
 
@@ -103,15 +106,18 @@ pub(super) async fn run(
             Stop::Remote(RemoteError::Fenced | RemoteError::Stale) | Stop::LeaseLost => {
                 shared.renew_lease()
             }
-            Stop::Remote(e) if e.is_temporary() => shared.note_remote_error(&e),
+            Stop::Remote(e) if e.is_temporary() => {
+                if e == RemoteError::Quota {
+                    shared.progress.update(|m| m.over_quota = true);
+                }
+                shared.note_remote_error(&e);
+            }
             Stop::Remote(e) => shared
                 .events
                 .push(EventKind::Refused, format!("upload: {e}")),
-            Stop::Local(StoreError::OutboxDamaged(sid, _)) => {
-                shared.events.push(
-                    EventKind::OutboxDamage,
-                    format!("object {}: checksum", sid.to_hex()),
-                );
+            Stop::Local(StoreError::OutboxDamaged(sid, end)) => {
+                heal(&shared, sid, end).await;
+                backoff.reset();
             }
             Stop::Local(e) => shared.fail_local(&e.to_string()),
         }
@@ -120,6 +126,52 @@ pub(super) async fn run(
             _ = stop.wait_for(|stop| *stop) => return,
             () = time::sleep(backoff.next()) => {}
         }
+    }
+}
+
+/// One damaged object must not keep the others from the server: it is sealed again from memory, or set aside and told.
+async fn heal(shared: &Arc<Shared>, sid: Sid, end: Position) {
+    let here = Arc::clone(shared);
+    let healed = task::spawn_blocking(move || {
+        let node = |reference: &Reference| here.drive.node_in_memory(reference);
+        here.blobs.heal(sid, end, node)
+    });
+    match healed.await {
+        Ok(Ok(true)) => {
+            shared.progress.must_reach(shared.store.end());
+            let what = format!(
+                "object {} of the outbox was damaged and is sealed again",
+                sid.to_hex()
+            );
+            shared.events.push(EventKind::Healed, what);
+        }
+        Ok(Ok(false)) => {
+            let what = format!(
+                "object {} was damaged before it was on the server",
+                sid.to_hex()
+            );
+            shared.events.push(EventKind::OutboxDamage, what);
+            let lost = HashSet::from([sid]);
+            keep_commits_whole(shared, lost.clone()).await;
+            casualties::search(shared, lost);
+        }
+        Ok(Err(e)) => shared.fail_local(&e.to_string()),
+        Err(_) => shared.fail_local("healing the outbox broke off"),
+    }
+}
+
+/// Lets no commit name a tree that one of these is a node of: it would be a restore point that cannot be restored.
+async fn keep_commits_whole(shared: &Arc<Shared>, lost: HashSet<Sid>) {
+    let Some(candidate) = shared.progress.now().candidate else {
+        return;
+    };
+    let here = Arc::clone(shared);
+    let look = task::spawn_blocking(move || {
+        let deadline = clock::now() + NODE_WAIT;
+        hole::find(&here.blobs, &here.store, candidate.root, &lost, deadline)
+    });
+    if let Ok(Ok(Some(_))) = look.await {
+        shared.stop_commits(EventKind::OutboxDamage, TORN);
     }
 }
 
@@ -251,6 +303,9 @@ async fn land(
             .uploading
             .sent_bytes
             .fetch_add(bytes as u64, Ordering::Relaxed);
+        if shared.progress.now().over_quota {
+            shared.progress.update(|m| m.over_quota = false);
+        }
         shared.heard();
     }
     Ok(bytes)

@@ -109,6 +109,12 @@ pub trait Backing: Send + Sync + 'static {
     /// Something the user must learn of: a request was answered with an error that is not the caller's fault.
     fn event(&self, operation: &'static str, text: &str);
 
+    /// Content of this file, from `offset` on, was asked for and is damaged or gone.
+    fn damaged(&self, _ino: Ino, _offset: u64) {}
+
+    /// This range of this file was read.
+    fn readable(&self, _ino: Ino, _offset: u64, _len: u64) {}
+
     /// Sends everything to the server and stops. Returns the bytes the server still lacks at the deadline; `progress`
     /// is told them in between and answers whether to go on. An error means that the local disk failed as well.
     fn shutdown(

@@ -48,7 +48,7 @@ impl<B: Backing> Calls<B> {
                 Err(Stop::Missing) => {
                     return self.on_network("read", move |calls| {
                         match calls.bring("read", attempt) {
-                            Ok(plan) => calls.read_far(&plan, reply),
+                            Ok(plan) => calls.read_far(ino, offset, &plan, reply),
                             Err(errno) => reply.refuse(errno),
                         }
                     });
@@ -61,15 +61,20 @@ impl<B: Backing> Calls<B> {
                 ChunkNow::Far => Err(NotReady::Far),
             });
             match ready {
-                Ok(bytes) => reply.data(&bytes),
-                Err(NotReady::Damaged(error)) => reply.refuse(self.failed("read", &error)),
+                Ok(bytes) => {
+                    self.backing.readable(ino, offset, bytes.len() as u64);
+                    reply.data(&bytes);
+                }
+                Err(NotReady::Damaged(error)) => {
+                    reply.refuse(self.unreadable(ino, offset, &error));
+                }
                 // Opening a chunk takes as long as a hundred small requests: they do not wait behind it.
-                Err(NotReady::Near) if self.all_near(&plan) => {
-                    self.on_disk("read", move |calls| calls.read_far(&plan, reply))
-                }
-                Err(NotReady::Near | NotReady::Far) => {
-                    self.on_network("read", move |calls| calls.read_far(&plan, reply))
-                }
+                Err(NotReady::Near) if self.all_near(&plan) => self.on_disk("read", move |calls| {
+                    calls.read_far(ino, offset, &plan, reply)
+                }),
+                Err(NotReady::Near | NotReady::Far) => self.on_network("read", move |calls| {
+                    calls.read_far(ino, offset, &plan, reply)
+                }),
             }
         });
     }
@@ -81,7 +86,7 @@ impl<B: Backing> Calls<B> {
             .all(|reference| self.backing.chunk_now(reference) != ChunkNow::Far)
     }
 
-    fn read_far(&self, plan: &Plan, reply: ReplyData) {
+    fn read_far(&self, ino: Ino, offset: u64, plan: &Plan, reply: ReplyData) {
         let deadline = clock::now() + FETCH_LIMIT;
         let wanted = references(plan);
         if wanted.len() > 1 {
@@ -89,9 +94,20 @@ impl<B: Backing> Calls<B> {
             self.backing.prefetch(&wanted);
         }
         match assemble(plan, |reference| self.backing.chunk(reference, deadline)) {
-            Ok(bytes) => reply.data(&bytes),
-            Err(error) => reply.refuse(self.failed("read", &error)),
+            Ok(bytes) => {
+                self.backing.readable(ino, offset, bytes.len() as u64);
+                reply.data(&bytes);
+            }
+            Err(error) => reply.refuse(self.unreadable(ino, offset, &error)),
         }
+    }
+
+    /// Carries the inode to where a person can be told the file's name.
+    fn unreadable(&self, ino: Ino, offset: u64, error: &BackingError) -> Errno {
+        if matches!(error, BackingError::Damaged) {
+            self.backing.damaged(ino, offset);
+        }
+        self.failed("read", error)
     }
 
     // Costs a look into a small map; asks for chunks a few times per window at most.

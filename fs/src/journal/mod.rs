@@ -5,6 +5,7 @@
 //! seals are
 //! `sealdrive_core::journal`. Called by the journal thread and by open.
 
+mod span;
 mod twin;
 
 use std::io::{self, IoSlice};
@@ -17,9 +18,15 @@ use sealdrive_core::local::LocalKeys;
 use sealdrive_pack::{Medium, MediumFile};
 use sealdrive_proto::id::DriveId;
 
+use self::span::Span;
 pub use self::twin::{Purpose, Twin, TwinError};
 use crate::clock;
-use crate::limits::SEGMENT_SIZE;
+use crate::limits::{SEAL_AT_ONCE, SEGMENT_SIZE};
+
+/// How the name of a segment ends.
+const SEGMENT: &str = ".sdj";
+/// How the name of one ends that is kept for a person to look at.
+const DAMAGED: &str = ".damaged";
 
 /// Why the journal cannot be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -51,8 +58,30 @@ struct Open {
 pub struct Replay {
     /// Entries in order, those that a checkpoint already holds included.
     pub entries: Vec<Entry>,
+    /// How many entries there were at the end of each segment.
+    ends: Vec<usize>,
     /// Why what follows the entries is not read, if it had been synced: set aside, and an event.
     pub damage: Option<grammar::JournalError>,
+    /// Files set aside, now or at an earlier mount, for a person to look at.
+    pub aside: Vec<String>,
+}
+
+impl Replay {
+    /// The entries of whole steps. A step never reaches into the next segment, so one without its barrier at the end of
+    /// a segment was cut there: it was never promised, and taken together with a later step it would tear it.
+    pub fn take_steps(&mut self) -> Vec<Entry> {
+        let mut entries = std::mem::take(&mut self.entries).into_iter();
+        let (mut out, mut from) = (Vec::new(), 0);
+        for end in std::mem::take(&mut self.ends) {
+            let segment: Vec<Entry> = entries.by_ref().take(end - from).collect();
+            let is_barrier =
+                |entry: &Entry| matches!(entry, Entry::Op { edits, .. } if edits.is_empty());
+            let whole = segment.iter().rposition(is_barrier).map_or(0, |at| at + 1);
+            out.extend(segment.into_iter().take(whole));
+            from = end;
+        }
+        out
+    }
 }
 
 /// The journal of one drive.
@@ -76,7 +105,7 @@ impl Journal {
         keys: Arc<LocalKeys>,
     ) -> Result<(Self, Replay), JournalError> {
         let broken = |e| JournalError::Io("opening the journal", e);
-        let found = segments_in(&*dir).map_err(broken)?;
+        let mut found = files_in(&*dir, SEGMENT).map_err(broken)?;
         let mut journal = Self {
             dir,
             drive,
@@ -89,49 +118,94 @@ impl Journal {
         };
         let mut replay = Replay {
             entries: Vec::new(),
+            ends: Vec::new(),
             damage: None,
+            aside: Vec::new(),
         };
+        let span = Span::read(&*journal.dir);
+        if let Some(span) = span {
+            // Trimmed: only the deletion did not survive the crash.
+            for number in found.extract_if(.., |number| *number < span.first) {
+                journal.dir.remove(&file_name(number)).map_err(broken)?;
+            }
+            journal.next = span.first;
+        }
         let count = found.len();
         for (at, number) in found.into_iter().enumerate() {
-            journal.next = number + 1;
             if replay.damage.is_some() {
                 journal.set_aside(number).map_err(broken)?;
                 continue;
             }
+            journal.next = number + 1;
             if at + 1 == count {
                 journal.settle(number).map_err(broken)?;
             }
             let bytes = journal.dir.read(&file_name(number)).map_err(broken)?;
-            match journal.read(number, &bytes, &mut replay.entries) {
+            let gone = journal.segments.is_empty() && span.is_some_and(|span| number > span.first);
+            let read = if gone {
+                Err((grammar::JournalError::Broken, None))
+            } else {
+                journal.read(number, &bytes, &mut replay.entries)
+            };
+            replay.ends.push(replay.entries.len());
+            match read {
                 Ok(()) => {}
                 // It was being created when the machine stopped: nothing was promised. The next one takes its number,
                 // because numbers follow each other without gaps.
-                Err(grammar::JournalError::Unborn) if at + 1 == count => {
+                Err((grammar::JournalError::Unborn, _)) if at + 1 == count => {
                     journal.dir.remove(&file_name(number)).map_err(broken)?;
                     journal.next = number;
                 }
-                Err(e @ (grammar::JournalError::Foreign | grammar::JournalError::OtherDrive)) => {
-                    return Err(e.into());
-                }
-                Err(damage) => {
+                Err((damage, good)) => {
                     replay.damage = Some(damage);
-                    journal.set_aside(number).map_err(broken)?;
+                    journal.cut(number, &bytes, good).map_err(broken)?;
                 }
             }
         }
+        let reached = journal.segments.last().map_or(0, |last| last.number);
+        if replay.damage.is_none()
+            && span.is_some_and(|span| !span.is_empty() && reached < span.last)
+        {
+            replay.damage = Some(grammar::JournalError::Broken);
+        }
+        // Also if there is none: an older one that comes back must not speak of other segments with these numbers.
+        if replay.damage.is_some() || span.is_none() {
+            let span = journal.span();
+            span.write(&*journal.dir).map_err(broken)?;
+        }
+        let aside = files_in(&*journal.dir, DAMAGED).map_err(broken)?;
+        replay.aside = aside.into_iter().map(aside_name).collect();
         Ok((journal, replay))
     }
 
+    /// Keeps the damaged file for a person to look at. What is good of it stays in force: it is on this disk nowhere
+    /// else, and the machine may stop again before a checkpoint holds it.
+    fn cut(&mut self, number: u64, bytes: &[u8], good: Option<Segment>) -> io::Result<()> {
+        let Some(good) = good else {
+            // Nothing of it counts. The next segment follows the one before.
+            self.next = self.segments.last().map_or(number, |last| last.number + 1);
+            return self.set_aside(number);
+        };
+        self.dir.replace(&aside_name(number), bytes)?;
+        let file = self.dir.open(&file_name(number))?;
+        file.truncate(good.bytes)?;
+        file.sync()?;
+        self.segments.push(good);
+        Ok(())
+    }
+
+    /// Reads one segment. An error comes with what is good of the segment, if its beginning is.
     fn read(
         &mut self,
         number: u64,
         bytes: &[u8],
         entries: &mut Vec<Entry>,
-    ) -> Result<(), grammar::JournalError> {
+    ) -> Result<(), (grammar::JournalError, Option<Segment>)> {
         let keys = Arc::clone(&self.keys);
-        let mut reader = SegmentReader::open(bytes, self.drive, &*keys)?;
+        let mut reader = SegmentReader::open(bytes, self.drive, &*keys).map_err(|e| (e, None))?;
         if let Some(last) = self.segments.last() {
-            reader.check_follows(last.number, self.tag)?;
+            let follows = reader.check_follows(last.number, self.tag);
+            follows.map_err(|e| (e, None))?;
         }
         let mut newest = 0;
         let damaged = loop {
@@ -145,15 +219,16 @@ impl Journal {
             }
         };
         self.tag = reader.tag();
-        if let Some(damage) = damaged {
-            return Err(damage);
-        }
-        let bytes = bytes.len() as u64;
-        self.segments.push(Segment {
+        let mut segment = Segment {
             number,
             newest,
-            bytes,
-        });
+            bytes: bytes.len() as u64,
+        };
+        if let Some(damage) = damaged {
+            segment.bytes = reader.good_len() as u64;
+            return Err((damage, Some(segment)));
+        }
+        self.segments.push(segment);
         Ok(())
     }
 
@@ -177,11 +252,24 @@ impl Journal {
         let (Some(open), Some(segment)) = (&mut self.open, self.segments.last_mut()) else {
             return Err(io::Error::other("no open segment"));
         };
-        for piece in open.writer.append(&*self.keys, entries).chunks(2) {
-            // Head and record of one piece: one write for both.
-            let mut parts: Vec<IoSlice<'_>> = piece.iter().map(|part| IoSlice::new(part)).collect();
-            open.file.append(segment.bytes, &mut parts)?;
-            segment.bytes += piece.iter().map(|part| part.len() as u64).sum::<u64>();
+        let mut rest = entries;
+        while !rest.is_empty() {
+            // A flush may hold all dirty bytes there may be: sealed as a whole, they would be in memory three times.
+            let mut size = 0;
+            let fits = |entry: &&Entry| {
+                size += entry.encoded_len();
+                size <= SEAL_AT_ONCE
+            };
+            let count = rest.iter().take_while(fits).count().max(1);
+            let (now, later) = rest.split_at(count);
+            rest = later;
+            for piece in open.writer.append(&*self.keys, now).chunks(2) {
+                // Head and record of one piece: one write for both.
+                let mut parts: Vec<IoSlice<'_>> =
+                    piece.iter().map(|part| IoSlice::new(part)).collect();
+                open.file.append(segment.bytes, &mut parts)?;
+                segment.bytes += piece.iter().map(|part| part.len() as u64).sum::<u64>();
+            }
         }
         segment.newest = entries
             .iter()
@@ -218,18 +306,22 @@ impl Journal {
 
     /// A durable checkpoint holds the operations up to `seq`: deletes the segments with nothing newer.
     pub fn trim(&mut self, seq: u64) -> Result<(), JournalError> {
-        while self
-            .segments
-            .first()
-            .is_some_and(|segment| segment.newest <= seq)
-        {
-            if self.segments.len() == 1 {
-                self.close();
-            }
-            let segment = self.segments.remove(0);
+        let broken = |e| JournalError::Io("trimming the journal", e);
+        let done = |segment: &&Segment| segment.newest <= seq;
+        let count = self.segments.iter().take_while(done).count();
+        if count == 0 {
+            return Ok(());
+        }
+        if self.segments.len() == count {
+            self.close();
+        }
+        let trimmed: Vec<Segment> = self.segments.drain(..count).collect();
+        // First the note that they may be gone, then they go.
+        self.span().settle(&*self.dir).map_err(broken)?;
+        for segment in trimmed {
             self.dir
                 .remove(&file_name(segment.number))
-                .map_err(|e| JournalError::Io("trimming the journal", e))?;
+                .map_err(broken)?;
         }
         Ok(())
     }
@@ -250,8 +342,7 @@ impl Journal {
 
     /// Kept for a person to look at, and never read again.
     fn set_aside(&self, number: u64) -> io::Result<()> {
-        self.dir
-            .rename(&file_name(number), &format!("{number:016x}.damaged"))
+        self.dir.rename(&file_name(number), &aside_name(number))
     }
 
     fn close(&mut self) {
@@ -282,19 +373,37 @@ impl Journal {
             bytes: bytes.len() as u64,
         });
         self.open = Some(Open { file, writer });
+        if let Err(error) = self.span().note(&*self.dir) {
+            tracing::warn!(%error, "the newest journal segment would not be missed");
+        }
         Ok(())
+    }
+
+    /// Which segments there are, so that one that is lost is missed.
+    fn span(&self) -> Span {
+        Span {
+            first: self
+                .segments
+                .first()
+                .map_or(self.next, |first| first.number),
+            last: self.segments.last().map_or(0, |last| last.number),
+        }
     }
 }
 
 fn file_name(number: u64) -> String {
-    format!("{number:016x}.sdj")
+    format!("{number:016x}{SEGMENT}")
 }
 
-/// Numbers of the segments, in order.
-fn segments_in(dir: &dyn Medium) -> io::Result<Vec<u64>> {
+fn aside_name(number: u64) -> String {
+    format!("{number:016x}{DAMAGED}")
+}
+
+/// Numbers of the segments, or of those set aside, in order.
+fn files_in(dir: &dyn Medium, ending: &str) -> io::Result<Vec<u64>> {
     let number = |name: &String| {
-        let number = u64::from_str_radix(name.strip_suffix(".sdj")?, 16).ok()?;
-        (file_name(number) == *name).then_some(number)
+        let number = u64::from_str_radix(name.strip_suffix(ending)?, 16).ok()?;
+        (format!("{number:016x}{ending}") == *name).then_some(number)
     };
     let mut out: Vec<u64> = dir.list()?.iter().filter_map(number).collect();
     out.sort_unstable();
@@ -302,114 +411,4 @@ fn segments_in(dir: &dyn Medium) -> io::Result<Vec<u64>> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use bytes::Bytes;
-    use sealdrive_pack::Directory;
-    use std::path::{Path, PathBuf};
-
-    fn open(dir: &Path) -> (Journal, Replay) {
-        let keys = Arc::new(LocalKeys::derive(&[1; 32], &[2; 32]));
-        let dir = Arc::new(Directory::open(dir).unwrap());
-        Journal::open(dir, DriveId([3; 32]), keys).unwrap()
-    }
-
-    fn segments(dir: &Path) -> Vec<PathBuf> {
-        let numbers = segments_in(&Directory::open(dir).unwrap()).unwrap();
-        numbers
-            .into_iter()
-            .map(|n| dir.join(file_name(n)))
-            .collect()
-    }
-
-    /// The machine stopped, or its disk failed, while segment 2 was being created. The next mount removed it and called
-    /// its own segment 3; the mount after that found that 3 does not follow 1, set it aside as damaged, and everything
-    /// fsynced in between was gone.
-    #[test]
-    fn a_segment_after_an_unborn_one_is_read_again() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut journal = open(dir.path()).0;
-        journal.append(&[data(1)]).unwrap();
-        journal.sync().unwrap();
-        drop(journal);
-        std::fs::write(dir.path().join(file_name(2)), [0; 40]).unwrap();
-        let (mut journal, replay) = open(dir.path());
-        assert_eq!((replay.entries.len(), replay.damage), (1, None));
-        journal.append(&[data(2)]).unwrap();
-        journal.sync().unwrap();
-        drop(journal);
-        let (_, replay) = open(dir.path());
-        assert_eq!(replay.damage, None);
-        assert_eq!(replay.entries, [data(1), data(2)]);
-    }
-
-    fn data(seq: u64) -> Entry {
-        Entry::Data {
-            seq,
-            ino: 2,
-            off: seq,
-            bytes: Bytes::from_static(b"content"),
-        }
-    }
-
-    fn seqs(replay: &Replay) -> Vec<u64> {
-        replay.entries.iter().map(Entry::seq).collect()
-    }
-
-    #[test]
-    fn what_was_synced_comes_back_over_several_mounts_and_nothing_is_in_clear() {
-        let dir = tempfile::tempdir().unwrap();
-        for mount in 0..3 {
-            let (mut journal, replay) = open(dir.path());
-            assert_eq!(seqs(&replay), (0..mount * 2).collect::<Vec<_>>());
-            journal.append(&[data(mount * 2)]).unwrap();
-            journal.sync().unwrap();
-            journal.append(&[data(mount * 2 + 1)]).unwrap();
-            journal.sync().unwrap();
-        }
-        for path in segments(dir.path()) {
-            let bytes = std::fs::read(path).unwrap();
-            assert!(!bytes.windows(7).any(|w| w == b"content"));
-        }
-    }
-
-    #[test]
-    fn trim_deletes_only_what_the_checkpoint_holds() {
-        let dir = tempfile::tempdir().unwrap();
-        let (mut journal, _) = open(dir.path());
-        journal.append(&[data(1), data(2)]).unwrap();
-        journal.sync().unwrap();
-        journal.trim(1).unwrap();
-        assert_eq!(
-            seqs(&open(dir.path()).1),
-            [1, 2],
-            "operation 2 is not in the checkpoint"
-        );
-        journal.trim(2).unwrap();
-        assert!(journal.bytes() == 0 && open(dir.path()).1.entries.is_empty());
-        journal.append(&[data(3)]).unwrap();
-        journal.sync().unwrap();
-        assert_eq!(seqs(&open(dir.path()).1), [3]);
-    }
-
-    #[test]
-    fn damage_in_what_was_synced_is_reported_and_set_aside() {
-        let dir = tempfile::tempdir().unwrap();
-        let (mut journal, _) = open(dir.path());
-        for seq in 0..4 {
-            journal.append(&[data(seq)]).unwrap();
-            journal.sync().unwrap();
-        }
-        let path = segments(dir.path()).remove(0);
-        let mut bytes = std::fs::read(&path).unwrap();
-        let middle = bytes.len() / 2;
-        bytes[middle] ^= 1;
-        std::fs::write(&path, bytes).unwrap();
-        let (_, replay) = open(dir.path());
-        assert!(replay.damage.is_some() && replay.entries.len() < 4);
-        assert!(
-            open(dir.path()).1.damage.is_none(),
-            "it does not stand in the way of the next mount"
-        );
-    }
-}
+mod tests;

@@ -33,9 +33,12 @@ pub enum RemoteError {
     /// The garbage collection generation of the session is old: acquire the lease again to learn the new one.
     #[error("the session's collection generation is old")]
     Stale,
-    /// Quota or disk of the server is full: keep everything, retry later.
+    /// The account's quota is used up: keep everything, take nothing new, retry later.
     #[error("server has no space for this account")]
     Quota,
+    /// The server's disk is full: keep everything, retry later.
+    #[error("the server has no space left")]
+    Full,
     /// No such drive, or none that this device may see (the server answers both alike).
     #[error("no such drive")]
     NotFound,
@@ -56,7 +59,7 @@ impl RemoteError {
     pub fn is_temporary(&self) -> bool {
         matches!(
             self,
-            Self::Unreachable(_) | Self::WrongServer(_) | Self::Quota | Self::Stale
+            Self::Unreachable(_) | Self::WrongServer(_) | Self::Quota | Self::Full | Self::Stale
         )
     }
 }
@@ -132,6 +135,8 @@ pub struct LeaseAnswer {
     pub gc_generation: u64,
     /// Who holds it: ourselves when granted.
     pub holder: DeviceId,
+    /// Objects that the server found damaged and would take again; not all at once.
+    pub suspects: Vec<Sid>,
 }
 
 /// Links of the account chain, oldest first.

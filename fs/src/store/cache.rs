@@ -183,8 +183,10 @@ impl Cache {
                 && open.number() == place.pack
                 && place.end().offset > open.written()
             {
-                open.flush()
-                    .map_err(|e| StoreError::Io("writing the cache", e))?;
+                // A full disk: the copy is only in memory yet, and the server has the object.
+                if open.flush().is_err() {
+                    return Ok(None);
+                }
             }
             let Some(pack) = state.packs.get_mut(&place.pack) else {
                 return Ok(None);
@@ -199,6 +201,13 @@ impl Cache {
         packfile::read(&*file, place.offset, place.len)
             .map(Some)
             .map_err(|e| StoreError::Io("reading the cache", e))
+    }
+
+    /// Gives up the copies used longest ago until `bytes` are free, or only the pack being written is left.
+    pub(super) fn shrink(&self, bytes: u64) -> Vec<Evicted> {
+        let mut state = self.state();
+        let budget = state.total.saturating_sub(bytes);
+        state.evict(&*self.dir, budget)
     }
 
     /// Whether that pack is here.

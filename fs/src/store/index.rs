@@ -8,13 +8,17 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, PoisonError};
 use std::{fmt, io};
 
-use redb::{Database, Durability, ReadableDatabase, StorageBackend, TableDefinition};
+use redb::{
+    Database, Durability, ReadableDatabase, ReadableTable, StorageBackend, TableDefinition,
+};
 use sealdrive_pack::{Medium, MediumFile};
 use sealdrive_proto::id::Sid;
 use sealdrive_runtime::sync::{Mutex, MutexGuard};
+use sealdrive_runtime::thread;
 
+use super::lost::Hole;
 use super::place::{Place, Position, Row};
-use crate::limits::{INDEX_BATCH, INDEX_CACHE};
+use crate::limits::{INDEX_BATCH, INDEX_CACHE, INDEX_CHECKED};
 
 const OBJECTS: TableDefinition<'_, [u8; 32], &[u8]> = TableDefinition::new("objects");
 /// Name a file gets that cannot be opened: kept for a person to look at.
@@ -45,13 +49,23 @@ from_redb!(
     io::Error
 );
 
+/// redb meets some damaged pages with a panic; to us that is an error like others.
+fn guarded<T>(work: impl FnOnce() -> Result<T, IndexError>) -> Result<T, IndexError> {
+    thread::catching(work)
+        .unwrap_or_else(|| Err(IndexError("a page of the database is damaged".to_owned())))
+}
+
 /// What the durable index knows about the packs, written together with a checkpoint.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(super) struct Marks {
     /// Packs numbered below this are wholly in the index; later ones are scanned at open.
     pub(super) indexed_below: u64,
     /// Every outbox byte before this place was acknowledged by the server.
     pub(super) acknowledged: Position,
+    /// How far each outbox pack was durable: the witness for one that is gone or cut short.
+    pub(super) durable: Vec<Position>,
+    /// What is known not to be good of outbox packs.
+    pub(super) holes: Vec<Hole>,
 }
 
 #[derive(Default)]
@@ -70,7 +84,7 @@ pub(super) struct Index {
 }
 
 impl Index {
-    /// Opens the file, or starts an empty one if there is none or it cannot be opened (the packs then refill it).
+    /// Opens the file, or starts an empty one if there is none or it is damaged (the packs then refill it).
     pub(super) fn open(dir: &dyn Medium, name: &str) -> Result<Self, IndexError> {
         match Self::try_open(dir, name) {
             Ok(index) => Ok(index),
@@ -88,9 +102,19 @@ impl Index {
         // until a power cut, and then say anything.
         file.sync()?;
         file.drop_cache()?;
-        let database = Database::builder()
-            .set_cache_size(INDEX_CACHE)
-            .create_with_backend(Backend(file))?;
+        let len = file.len()?;
+        // redb answers some damage with a panic.
+        let opened = guarded(|| {
+            let mut database = Database::builder()
+                .set_cache_size(INDEX_CACHE)
+                .create_with_backend(Backend(file))?;
+            if len <= INDEX_CHECKED && !database.check_integrity()? {
+                // Repaired, which is going back to an earlier state: then its marks are earlier, too.
+                tracing::warn!("the local index was damaged and has gone back to an earlier state");
+            }
+            Ok(database)
+        });
+        let database = opened?;
         let txn = database.begin_write()?;
         txn.open_table(OBJECTS)?;
         txn.open_table(MARKS)?;
@@ -111,11 +135,32 @@ impl Index {
         if let Some((row, _)) = self.pending().newest.get(sid) {
             return Ok(Some(*row));
         }
-        let txn = self.database.begin_read()?;
-        let table = txn.open_table(OBJECTS)?;
-        Ok(table
-            .get(sid.as_bytes())?
-            .and_then(|row| Row::decode(row.value())))
+        guarded(|| {
+            let txn = self.database.begin_read()?;
+            let table = txn.open_table(OBJECTS)?;
+            Ok(table
+                .get(sid.as_bytes())?
+                .and_then(|row| Row::decode(row.value())))
+        })
+    }
+
+    /// The ids whose rows, durable and waiting, lie in one of these packs.
+    pub(super) fn sids_in(&self, packs: &[u64]) -> Result<Vec<(Sid, Place)>, IndexError> {
+        guarded(|| {
+            let txn = self.database.begin_read()?;
+            let table = txn.open_table(OBJECTS)?;
+            let mut out = Vec::new();
+            for item in table.iter()? {
+                let (sid, row) = item?;
+                if let Some(Row::Local(place)) = Row::decode(row.value())
+                    && !place.cached
+                    && packs.contains(&place.pack)
+                {
+                    out.push((Sid(sid.value()), place));
+                }
+            }
+            Ok(out)
+        })
     }
 
     /// Notes a row; visible at once, in redb at a later `flush`.
@@ -145,6 +190,18 @@ impl Index {
         if batch.is_empty() && marks.is_none() {
             return Ok(());
         }
+        guarded(|| self.write(&batch, marks))?;
+        let mut pending = self.pending();
+        for (sid, _, number) in batch {
+            // A newer row for the same object may have come while redb wrote: it stays in front.
+            if pending.newest.get(&sid).is_some_and(|(_, n)| *n == number) {
+                pending.newest.remove(&sid);
+            }
+        }
+        Ok(())
+    }
+
+    fn write(&self, batch: &[(Sid, Row, u64)], marks: Option<Marks>) -> Result<(), IndexError> {
         let mut txn = self.database.begin_write()?;
         txn.set_durability(if marks.is_some() {
             Durability::Immediate
@@ -155,7 +212,7 @@ impl Index {
         txn.set_quick_repair(marks.is_some());
         {
             let mut table = txn.open_table(OBJECTS)?;
-            for (sid, row, _) in &batch {
+            for (sid, row, _) in batch {
                 match row {
                     Row::Gone => table.remove(sid.as_bytes())?,
                     _ => table.insert(sid.as_bytes(), row.encode().as_slice())?,
@@ -168,17 +225,13 @@ impl Index {
                     marks.indexed_below.to_le_bytes().as_slice(),
                 )?;
                 table.insert("acknowledged", marks.acknowledged.encode().as_slice())?;
+                let durable: Vec<u8> = marks.durable.iter().flat_map(Position::encode).collect();
+                table.insert("durable", durable.as_slice())?;
+                let holes: Vec<u8> = marks.holes.iter().flat_map(Hole::encode).collect();
+                table.insert("holes", holes.as_slice())?;
             }
         }
-        txn.commit()?;
-        let mut pending = self.pending();
-        for (sid, _, number) in batch {
-            // A newer row for the same object may have come while redb wrote: it stays in front.
-            if pending.newest.get(&sid).is_some_and(|(_, n)| *n == number) {
-                pending.newest.remove(&sid);
-            }
-        }
-        Ok(())
+        Ok(txn.commit()?)
     }
 
     fn ripe(&self, durable_to: Position) -> Vec<(Sid, Row, u64)> {
@@ -204,9 +257,19 @@ impl Index {
         let acknowledged = table
             .get("acknowledged")?
             .and_then(|v| Position::decode(v.value()));
+        let durable = table.get("durable")?.map(|v| {
+            let ends = v.value().chunks(Position::LEN);
+            ends.filter_map(Position::decode).collect()
+        });
+        let holes = table.get("holes")?.map(|v| {
+            let holes = v.value().chunks(Hole::LEN);
+            holes.filter_map(Hole::decode).collect()
+        });
         Ok(Marks {
             indexed_below: indexed.unwrap_or(0),
             acknowledged: acknowledged.unwrap_or_default(),
+            durable: durable.unwrap_or_default(),
+            holes: holes.unwrap_or_default(),
         })
     }
 
@@ -291,6 +354,7 @@ mod tests {
             let marks = Marks {
                 indexed_below: 1,
                 acknowledged: Position { pack: 1, offset: 7 },
+                ..Marks::default()
             };
             index
                 .flush(

@@ -6,6 +6,7 @@
 
 mod cache;
 mod index;
+mod lost;
 mod outbox;
 mod packfile;
 mod place;
@@ -22,6 +23,8 @@ pub use self::cache::Cache;
 use self::cache::Evicted;
 pub use self::index::IndexError;
 use self::index::{Index, Marks};
+use self::lost::Damage;
+pub use self::lost::Lost;
 pub use self::outbox::{Outbox, Outgoing};
 pub use self::packfile::NOTE_LEN;
 use self::packfile::Read;
@@ -93,6 +96,8 @@ pub struct Store {
     cache: Cache,
     index: Index,
     numbers: Arc<PackNumbers>,
+    damage: Damage,
+    index_is_new: bool,
 }
 
 impl Store {
@@ -114,19 +119,24 @@ impl Store {
         let last = newest.copied().unwrap_or(0);
         let next = (last + 1)
             .max(marks.indexed_below)
-            .max(marks.acknowledged.pack + 1);
+            .max(marks.acknowledged.pack + 1)
+            .max(
+                marks
+                    .durable
+                    .iter()
+                    .map(|end| end.pack + 1)
+                    .max()
+                    .unwrap_or(0),
+            );
         let numbers = Arc::new(PackNumbers(AtomicU64::new(next)));
         let cached = open_cached(&*cache_dir, &in_cache, &index, marks.indexed_below)?;
         let cache = Cache::open(cache_dir, Arc::clone(&numbers), cache_budget, cached);
-        let (outbox, damaged) = Outbox::open(
-            outbox_dir,
-            Arc::clone(&numbers),
-            marks.acknowledged,
-            marks.indexed_below,
-            &in_outbox,
-        )?;
-        for sid in damaged {
-            index.put(sid, Row::Gone);
+        let (outbox, mut damage) =
+            Outbox::open(outbox_dir, Arc::clone(&numbers), &marks, &in_outbox)?;
+        damage.miss_packs(&marks, &in_outbox, &in_cache);
+        damage.name(&index, &outbox, &marks)?;
+        for (sid, acknowledged) in damage.lost.iter().flat_map(|lost| &lost.sids) {
+            index.put(*sid, if *acknowledged { Row::Sent } else { Row::Gone });
         }
         for (sid, place) in outbox.places() {
             index.put(sid, Row::Local(place));
@@ -137,9 +147,27 @@ impl Store {
             cache,
             index,
             numbers,
+            damage,
+            index_is_new: marks == Marks::default(),
         };
         store.save_index()?;
         Ok(store)
+    }
+
+    /// What was found to be damaged or gone when the store was opened.
+    pub fn lost(&self) -> &[Lost] {
+        &self.damage.lost
+    }
+
+    /// Records of the outbox that were not good when the store was opened, and that nobody is known to have promised: a
+    /// power cut tears what was not synced.
+    pub fn doubtful(&self) -> &[Sid] {
+        &self.damage.doubtful
+    }
+
+    /// Whether the index was made anew: then it is no witness of anything.
+    pub fn is_index_new(&self) -> bool {
+        self.index_is_new
     }
 
     /// Where the object is known to be, if anywhere.
@@ -151,7 +179,9 @@ impl Store {
                 Some(false) => None,
                 None if self.cache.holds(place.pack) => Some(Known::Cached),
                 // Evicted, or a copy that a power cut took: the server had it before it could be in the cache.
-                None => Some(Known::Sent),
+                None if place.cached || self.outbox.is_acknowledged(&place) => Some(Known::Sent),
+                // Its pack is gone from the outbox: nobody has it.
+                None => None,
             },
             Some(Row::Sent) => Some(Known::Sent),
             Some(Row::Gone) | None => None,
@@ -197,6 +227,10 @@ impl Store {
             };
             match self.outbox.read(&place)? {
                 Some(Read::Object(object)) => return Ok(Local::Object(object, Known::Outbox)),
+                Some(Read::Damaged) if self.outbox.is_acknowledged(&place) => {
+                    self.drop_copy(*sid);
+                    return Ok(Local::Absent);
+                }
                 Some(Read::Damaged) => return Ok(Local::Lost),
                 None => {}
             }
@@ -230,6 +264,32 @@ impl Store {
         self.index.put(sid, Row::Gone);
     }
 
+    /// An object of the outbox is damaged: it is not waited for any more, and may be put again.
+    pub fn set_aside(&self, sid: Sid, end: Position) {
+        self.outbox.set_aside(sid, end);
+        self.index.put(sid, Row::Gone);
+    }
+
+    /// The server has lost an object: sends it again if a good copy is here. False if there is none.
+    pub fn send_again(&self, sid: Sid) -> Result<bool, StoreError> {
+        let Local::Object(object, known) = self.read(&sid)? else {
+            self.drop_knowledge(sid);
+            return Ok(false);
+        };
+        let waits = match self.index.get(&sid)? {
+            Some(Row::Local(place)) => !self.outbox.is_acknowledged(&place),
+            _ => false,
+        };
+        if known == Known::Outbox && waits {
+            return Ok(true); // on its way already
+        }
+        let note = self.note(&sid)?.unwrap_or([0; NOTE_LEN]);
+        let place = self.outbox.append(sid, &note, &object)?;
+        self.index.put(sid, Row::Local(place));
+        self.spill_index()?;
+        Ok(true)
+    }
+
     /// Makes everything in the outbox up to now durable.
     pub fn sync(&self) -> Result<Position, StoreError> {
         self.outbox.sync()
@@ -237,6 +297,11 @@ impl Store {
 
     /// Makes the index durable as far as the packs are. Goes with a checkpoint.
     pub fn save_index(&self) -> Result<(), StoreError> {
+        self.save_index_with(self.outbox.durable())
+    }
+
+    /// `durable` are the outbox packs that are to be missed from now on if they are gone.
+    fn save_index_with(&self, durable: Vec<Position>) -> Result<(), StoreError> {
         let synced = self.outbox.synced();
         let next = self.numbers.0.load(Ordering::SeqCst);
         // A pack that is open, or whose last rows still wait for an fsync, is scanned again after a crash.
@@ -256,6 +321,8 @@ impl Store {
             Some(Marks {
                 indexed_below,
                 acknowledged,
+                durable,
+                holes: self.outbox.holes(),
             }),
         )?;
         Ok(())
@@ -267,11 +334,13 @@ impl Store {
         for (sid, _) in self.outbox.places() {
             self.index.put(sid, Row::Gone);
         }
-        self.save_index()
+        self.save_index_with(Vec::new())
     }
 
     /// Moves what is acknowledged and covered by a durable commit up to `committed` into the cache.
     pub fn retire(&self, committed: Position) -> Result<(), StoreError> {
+        // What may be evicted from now on must not be missed as an outbox pack after a crash.
+        self.save_index()?;
         for pack in self.outbox.retire(committed, &*self.medium)? {
             let evicted = self.cache.adopt(pack);
             self.forget(evicted)?;
@@ -292,6 +361,14 @@ impl Store {
     /// The end of what has been appended to the outbox.
     pub fn end(&self) -> Position {
         self.outbox.end()
+    }
+
+    /// The disk is short of `bytes`: copies go first. Whether any went.
+    pub fn shrink_cache(&self, bytes: u64) -> Result<bool, StoreError> {
+        let evicted = self.cache.shrink(bytes);
+        let any = !evicted.is_empty();
+        self.forget(evicted)?;
+        Ok(any)
     }
 
     fn forget(&self, evicted: Vec<Evicted>) -> Result<(), StoreError> {

@@ -4,15 +4,18 @@
 //! every object in it is acknowledged and a durable commit covers it. The appending lock covers memory and buffered
 //! write(2), never an fsync. Called by `store/mod.rs`.
 
+mod state;
+
 use std::collections::BTreeMap;
-use std::io;
 use std::sync::{Arc, PoisonError};
 
 use bytes::Bytes;
-use sealdrive_pack::{Medium, MediumFile, is_no_space};
+use sealdrive_pack::{Medium, MediumFile};
 use sealdrive_proto::id::Sid;
 use sealdrive_runtime::sync::{Mutex, MutexGuard};
 
+use super::index::Marks;
+use super::lost::{Damage, Hole};
 use super::packfile::{self, Entry, NOTE_LEN, PackWriter};
 use super::place::{Place, Position};
 use super::{CACHE, OUTBOX, PackNumbers, StoreError};
@@ -44,6 +47,8 @@ struct State {
     unsynced: Vec<Arc<dyn MediumFile>>,
     synced: Position,
     acknowledged: Position,
+    /// What is not good of the packs, and is stepped over.
+    holes: Vec<Hole>,
     pending_bytes: u64,
     pending_objects: u64,
     failed: bool,
@@ -68,41 +73,34 @@ pub struct Outbox {
 }
 
 impl Outbox {
-    /// Opens every pack found, without their torn tails; `acknowledged` is where the upload had come to, and packs
-    /// below `settled` are durable. Also returns the ids of damaged records.
+    /// Opens every pack found, without their torn tails; `marks` is what was known of them. Also returns what is not
+    /// good any more.
     pub(super) fn open(
         dir: Arc<dyn Medium>,
         numbers: Arc<PackNumbers>,
-        acknowledged: Position,
-        settled: u64,
+        marks: &Marks,
         found: &[u64],
-    ) -> Result<(Self, Vec<Sid>), StoreError> {
-        let mut damaged = Vec::new();
+    ) -> Result<(Self, Damage), StoreError> {
+        let mut damage = Damage::default();
+        let acknowledged = marks.acknowledged;
         let mut state = State {
             acknowledged,
             ..State::default()
         };
         for number in found {
             let broken = |e| StoreError::Io("recovering an outbox pack", e);
-            if *number >= settled {
+            if *number >= marks.indexed_below {
                 packfile::settle(&*dir, *number).map_err(broken)?;
             }
             let scan = packfile::recover(&*dir, *number).map_err(broken)?;
-            damaged.extend(scan.damaged.iter().map(|entry| entry.sid));
+            damage.judge(*number, &scan, marks);
             for entry in &scan.entries {
-                if (Position {
-                    pack: *number,
-                    offset: entry.end(),
-                }) > acknowledged
-                {
+                if (Position::new(*number, entry.end())) > acknowledged {
                     state.pending_bytes += u64::from(entry.len);
                     state.pending_objects += 1;
                 }
             }
-            state.synced = Position {
-                pack: *number,
-                offset: scan.len,
-            };
+            state.synced = Position::new(*number, scan.len);
             state.packs.insert(
                 *number,
                 OutPack {
@@ -112,13 +110,14 @@ impl Outbox {
                 },
             );
         }
+        state.holes.clone_from(&damage.holes);
         let outbox = Self {
             dir,
             numbers,
             state: Mutex::new(state),
             syncing: Mutex::new(()),
         };
-        Ok((outbox, damaged))
+        Ok((outbox, damage))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -175,10 +174,7 @@ impl Outbox {
         state
             .packs
             .last_key_value()
-            .map_or(Position::default(), |(n, p)| Position {
-                pack: *n,
-                offset: p.len,
-            })
+            .map_or(Position::default(), |(n, p)| Position::new(*n, p.len))
     }
 
     /// Reads one object; `Ok(None)` if the pack is not in the outbox.
@@ -264,10 +260,7 @@ impl Outbox {
         let (mut bytes, mut objects) = (0, 0);
         for (number, pack) in state.packs.range(from.pack..=to.pack) {
             for entry in &pack.entries {
-                let end = Position {
-                    pack: *number,
-                    offset: entry.end(),
-                };
+                let end = Position::new(*number, entry.end());
                 if end > from && end <= to {
                     bytes += u64::from(entry.len);
                     objects += 1;
@@ -277,6 +270,59 @@ impl Outbox {
         state.pending_bytes -= bytes;
         state.pending_objects -= objects;
         state.acknowledged = to;
+    }
+
+    /// Takes a damaged object out of the queue, so that what stands behind it can be sent.
+    pub(super) fn set_aside(&self, sid: Sid, end: Position) {
+        let mut state = self.state();
+        let Some(pack) = state.packs.get_mut(&end.pack) else {
+            return;
+        };
+        let is_it = |entry: &Entry| entry.sid == sid && entry.end() == end.offset;
+        let Some(at) = pack.entries.iter().position(is_it) else {
+            return;
+        };
+        let entry = pack.entries.remove(at);
+        state.holes.push(Hole {
+            pack: end.pack,
+            from: entry.offset,
+            to: end.offset,
+            lost: true,
+        });
+        if end > state.acknowledged {
+            state.pending_bytes -= u64::from(entry.len);
+            state.pending_objects -= 1;
+        }
+    }
+
+    /// What is known not to be good of the packs that are here.
+    pub(super) fn holes(&self) -> Vec<Hole> {
+        let state = self.state();
+        let is_here = |hole: &&Hole| state.packs.contains_key(&hole.pack);
+        state.holes.iter().filter(is_here).copied().collect()
+    }
+
+    /// How far each pack that is not wholly acknowledged is durable.
+    pub(super) fn durable(&self) -> Vec<Position> {
+        let state = self.state();
+        let ends = state
+            .packs
+            .iter()
+            .filter(|(_, pack)| !pack.entries.is_empty())
+            .map(|(number, pack)| Position::new(*number, pack.len));
+        let durable = |end: Position| match end.pack == state.synced.pack {
+            true => end.min(state.synced),
+            false => end,
+        };
+        ends.filter(|end| *end > state.acknowledged)
+            .map(durable)
+            .filter(|end| *end <= state.synced)
+            .collect()
+    }
+
+    /// Whether the server has what lies there.
+    pub(super) fn is_acknowledged(&self, place: &Place) -> bool {
+        place.end() <= self.state().acknowledged
     }
 
     /// How far the server has acknowledged.
@@ -307,10 +353,7 @@ impl Outbox {
             let limit = committed.min(state.acknowledged);
             let open = state.open.as_ref().map(PackWriter::number);
             let covered = |(n, p): (&u64, &OutPack)| {
-                let inside = Position {
-                    pack: *n,
-                    offset: p.len,
-                } <= limit;
+                let inside = Position::new(*n, p.len) <= limit;
                 (inside && Some(*n) != open).then_some(*n)
             };
             state.packs.iter().filter_map(covered).collect()
@@ -356,137 +399,5 @@ impl Outbox {
     /// Number of the pack being written, if any.
     pub(super) fn open_number(&self) -> Option<u64> {
         self.state().open.as_ref().map(PackWriter::number)
-    }
-}
-
-impl State {
-    fn append(
-        &mut self,
-        dir: &dyn Medium,
-        numbers: &PackNumbers,
-        sid: Sid,
-        note: &[u8; NOTE_LEN],
-        object: &[u8],
-    ) -> io::Result<Place> {
-        if self
-            .open
-            .as_ref()
-            .is_some_and(|open| open.is_full() || numbers.lags(open.number()))
-        {
-            self.close()?;
-        }
-        if self.open.is_none() {
-            let open = PackWriter::create(dir, numbers.take())?;
-            let pack = OutPack {
-                file: open.file(),
-                entries: Vec::new(),
-                len: open.len(),
-            };
-            self.packs.insert(open.number(), pack);
-            self.open = Some(open);
-        }
-        let open = self
-            .open
-            .as_mut()
-            .ok_or_else(|| io::Error::other("no open pack"))?;
-        let entry = open.append(sid, note, object)?;
-        let place = Place {
-            pack: open.number(),
-            offset: entry.offset,
-            len: entry.len,
-            cached: false,
-        };
-        if let Some(pack) = self.packs.get_mut(&place.pack) {
-            pack.len = open.len();
-            pack.entries.push(entry);
-        }
-        self.pending_bytes += u64::from(place.len);
-        self.pending_objects += 1;
-        Ok(place)
-    }
-
-    /// Hands what is buffered to the kernel. A write that fails for anything but space is final: what the file holds is
-    /// in doubt, so nothing is appended, synced or counted as durable behind it.
-    fn flush(&mut self) -> io::Result<()> {
-        if self.failed {
-            return Err(io::Error::other("an earlier write failed"));
-        }
-        let done = self.open.as_mut().map_or(Ok(()), PackWriter::flush);
-        if let Err(e) = &done {
-            self.failed = !is_no_space(e);
-        }
-        done
-    }
-
-    fn close(&mut self) -> io::Result<()> {
-        self.flush()?;
-        if let Some(open) = self.open.take() {
-            self.unsynced.push(open.file());
-        }
-        Ok(())
-    }
-
-    fn begin_sync(&mut self) -> io::Result<(Vec<Arc<dyn MediumFile>>, Position)> {
-        // Before anything is taken: a sync that could not begin has synced nothing, and the next one begins anew.
-        self.flush()?;
-        let mut files = std::mem::take(&mut self.unsynced);
-        if let Some(open) = &self.open {
-            let end = Position {
-                pack: open.number(),
-                offset: open.len(),
-            };
-            if end > self.synced {
-                files.push(open.file());
-            }
-        }
-        let end = self
-            .packs
-            .last_key_value()
-            .map_or(self.synced, |(n, p)| Position {
-                pack: *n,
-                offset: p.len,
-            });
-        Ok((files, end.max(self.synced)))
-    }
-
-    fn make_readable(&mut self, place: &Place) -> io::Result<()> {
-        match &self.open {
-            Some(open) if open.number() == place.pack && place.end().offset > open.written() => {
-                self.flush()
-            }
-            _ => Ok(()),
-        }
-    }
-
-    fn after(
-        &mut self,
-        cursor: Position,
-        max_bytes: usize,
-    ) -> io::Result<Vec<(u64, Entry, PackHandle)>> {
-        let mut out = Vec::new();
-        let mut bytes = 0;
-        'packs: for (number, pack) in self.packs.range(cursor.pack..) {
-            let from = if *number == cursor.pack {
-                pack.entries
-                    .partition_point(|entry| entry.end() <= cursor.offset)
-            } else {
-                0
-            };
-            for entry in pack.entries.iter().skip(from) {
-                out.push((*number, *entry, Arc::clone(&pack.file)));
-                bytes += entry.len as usize;
-                if bytes >= max_bytes {
-                    break 'packs;
-                }
-            }
-        }
-        if let Some((number, entry, _)) = out.last()
-            && let Some(open) = &self.open
-            && open.number() == *number
-            && entry.end() > open.written()
-        {
-            self.flush()?;
-        }
-        Ok(out)
     }
 }

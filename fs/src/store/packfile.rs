@@ -20,6 +20,8 @@ use crate::limits::{APPEND_BUFFER, APPEND_DIRECT, PACK_SIZE};
 const MAGIC: &[u8; 8] = b"SDLP\x01\0\0\0";
 /// Length of a note: kind and reference under both local locks.
 pub const NOTE_LEN: usize = 1 + Reference::LEN + RECORD_OVERHEAD;
+/// The first bytes of every sealed object.
+const OBJECT_START: [u8; 4] = *b"SDO1";
 const NOTE_AT: u64 = 8 + Sid::LEN as u64;
 const RECORD_HEADER: u64 = NOTE_AT + NOTE_LEN as u64;
 
@@ -191,50 +193,112 @@ pub(super) fn settle(dir: &dyn Medium, number: u64) -> io::Result<()> {
     file.drop_cache()
 }
 
+/// A stretch of a pack that is not good.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Bad {
+    pub(super) from: u64,
+    pub(super) to: u64,
+    /// Of the one record it is, if its length and so, most likely, its id can be believed.
+    pub(super) sid: Option<Sid>,
+}
+
 /// What recovery found in a pack.
 pub(super) struct Scan {
     pub(super) file: Arc<dyn MediumFile>,
     pub(super) entries: Vec<Entry>,
-    /// Records that fail their checksum and have good ones after them: rot, or writes that a power cut reordered.
-    pub(super) damaged: Vec<Entry>,
+    /// Stretches with good records after them: rot, or writes that a power cut reordered.
+    pub(super) bad: Vec<Bad>,
+    /// A record that fails its checksum, with nothing good after it: a torn tail, unless someone knows better.
+    pub(super) tail: Option<Bad>,
+    /// Where the last good record ends.
     pub(super) len: u64,
 }
 
 /// Reads all records in order and checks them. What follows the last good one is a torn tail; nothing is cut off,
-/// because a recovered pack is never appended to.
+/// because a recovered pack is never appended to. A damaged length must not hide what follows it: the next record is
+/// then looked for.
 pub(super) fn recover(dir: &dyn Medium, number: u64) -> io::Result<Scan> {
     let file = dir.open(&file_name(number))?;
     let size = file.len()?;
     let mut scan = Scan {
         file,
         entries: Vec::new(),
-        damaged: Vec::new(),
-        len: 0,
+        bad: Vec::new(),
+        tail: None,
+        len: size.min(MAGIC.len() as u64),
     };
-    let mut magic = [0; MAGIC.len()];
-    if size < MAGIC.len() as u64 || scan.file.read_at(&mut magic, 0).is_err() || magic != *MAGIC {
-        return Ok(scan);
-    }
-    scan.len = MAGIC.len() as u64;
-    let mut at = scan.len;
-    let mut doubtful = Vec::new();
-    while let Some((len, sid)) = record_header(&*scan.file, at, size)? {
-        let entry = Entry {
-            sid,
-            offset: at,
-            len,
-        };
-        at = entry.end();
-        match read(&*scan.file, entry.offset, len)? {
-            Read::Object(_) => {
-                scan.damaged.append(&mut doubtful);
-                scan.entries.push(entry);
-                scan.len = at;
+    let mut at = MAGIC.len() as u64;
+    loop {
+        let step = match record_header(&*scan.file, at, size)? {
+            Some((len, sid)) => {
+                let entry = Entry {
+                    sid,
+                    offset: at,
+                    len,
+                };
+                match read(&*scan.file, at, len)? {
+                    Read::Object(_) => {
+                        scan.entries.push(entry);
+                        scan.len = entry.end();
+                        at = entry.end();
+                        continue;
+                    }
+                    Read::Damaged => Some(entry),
+                }
             }
-            Read::Damaged => doubtful.push(entry),
-        }
+            None => None,
+        };
+        let after = match &step {
+            Some(entry) if is_good(&*scan.file, entry.end(), size)? => Some(entry.end()),
+            _ => None,
+        };
+        let found = next_record(&*scan.file, at + 1, size)?;
+        let Some(next) = after.into_iter().chain(found).min() else {
+            scan.tail = step.map(|entry| Bad {
+                from: at,
+                to: entry.end(),
+                sid: Some(entry.sid),
+            });
+            return Ok(scan);
+        };
+        // A length that leads to a good record is right, and so, most likely, is the id beside it.
+        let record = step.filter(|entry| entry.end() == next);
+        scan.bad.push(Bad {
+            from: at,
+            to: next,
+            sid: record.map(|entry| entry.sid),
+        });
+        at = next;
     }
-    Ok(scan)
+}
+
+/// The next offset, at or behind `from`, where a good record stands: found by the beginning of its object.
+fn next_record(file: &dyn MediumFile, from: u64, size: u64) -> io::Result<Option<u64>> {
+    let mut block = vec![0; APPEND_BUFFER];
+    let mut at = from + RECORD_HEADER;
+    while at + OBJECT_START.len() as u64 <= size {
+        let take = block.len().min((size - at) as usize);
+        file.read_at(&mut block[..take], at)?;
+        let places = block[..take].windows(OBJECT_START.len()).enumerate();
+        for (place, _) in places.filter(|(_, bytes)| *bytes == OBJECT_START) {
+            let start = at + place as u64 - RECORD_HEADER;
+            if is_good(file, start, size)? {
+                return Ok(Some(start));
+            }
+        }
+        if take < block.len() {
+            break;
+        }
+        at += (take - OBJECT_START.len() + 1) as u64;
+    }
+    Ok(None)
+}
+
+fn is_good(file: &dyn MediumFile, at: u64, size: u64) -> io::Result<bool> {
+    let Some((len, _)) = record_header(file, at, size)? else {
+        return Ok(false);
+    };
+    Ok(matches!(read(file, at, len)?, Read::Object(_)))
 }
 
 /// Ids in a pack, from the record headers alone: for forgetting an evicted pack.
@@ -264,4 +328,72 @@ fn record_header(file: &dyn MediumFile, at: u64, size: u64) -> io::Result<Option
     Ok(Sid::try_from(&head[8..NOTE_AT as usize])
         .ok()
         .map(|sid| (len, sid)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sealdrive_pack::Directory;
+    use std::path::{Path, PathBuf};
+
+    fn object(n: u8) -> Vec<u8> {
+        let mut object = vec![n; 300 + usize::from(n)];
+        object[..4].copy_from_slice(&OBJECT_START);
+        object
+    }
+
+    fn pack(dir: &Path) -> (Vec<Entry>, PathBuf) {
+        let mut writer = PackWriter::create(&Directory::open(dir).unwrap(), 1).unwrap();
+        let entries = (0..4)
+            .map(|n| {
+                writer
+                    .append(Sid([n; 32]), &[n; NOTE_LEN], &object(n))
+                    .unwrap()
+            })
+            .collect();
+        writer.flush().unwrap();
+        (entries, dir.join(file_name(1)))
+    }
+
+    fn recovered(dir: &Path) -> Scan {
+        recover(&Directory::open(dir).unwrap(), 1).unwrap()
+    }
+
+    /// A flipped bit in a length hid all records behind it: they were never sent, and the commit that named them was.
+    #[test]
+    fn one_damaged_byte_costs_at_most_one_record_wherever_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let (entries, path) = pack(dir.path());
+        let good = std::fs::read(&path).unwrap();
+        for at in 0..good.len() {
+            let mut bad = good.clone();
+            bad[at] ^= 1;
+            std::fs::write(&path, bad).unwrap();
+            let scan = recovered(dir.path());
+            let hit = entries
+                .iter()
+                .position(|e| (e.offset..e.end()).contains(&(at as u64)));
+            let left = entries.iter().enumerate().filter(|(n, _)| Some(*n) != hit);
+            let left: Vec<Entry> = left.map(|(_, entry)| *entry).collect();
+            assert_eq!(scan.entries, left, "byte {at}");
+            let told = scan.bad.len() + usize::from(scan.tail.is_some());
+            // The last record's own length says that it reaches beyond the file: a torn tail to all appearance.
+            let last = hit == Some(entries.len() - 1);
+            assert!(last || told == usize::from(hit.is_some()), "byte {at}");
+        }
+    }
+
+    #[test]
+    fn a_torn_tail_is_no_damage() {
+        let dir = tempfile::tempdir().unwrap();
+        let (entries, path) = pack(dir.path());
+        let good = std::fs::read(&path).unwrap();
+        for len in 0..good.len() {
+            std::fs::write(&path, &good[..len]).unwrap();
+            let scan = recovered(dir.path());
+            let whole = entries.iter().filter(|e| e.end() <= len as u64).count();
+            assert_eq!(scan.entries, entries[..whole], "{len} bytes");
+            assert!(scan.bad.is_empty(), "{len} bytes");
+        }
+    }
 }

@@ -16,6 +16,11 @@ impl Position {
     /// Encoded length, bytes.
     pub const LEN: usize = 16;
 
+    /// That place.
+    pub fn new(pack: u64, offset: u64) -> Self {
+        Self { pack, offset }
+    }
+
     /// `pack u64 ‖ offset u64`, little-endian.
     pub fn encode(&self) -> [u8; Self::LEN] {
         let mut out = [0; Self::LEN];

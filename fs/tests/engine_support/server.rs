@@ -214,6 +214,7 @@ impl Remote for Connection {
                 lifetime,
                 gc_generation: 0,
                 holder,
+                suspects: Vec::new(),
             })
         })
     }

@@ -45,6 +45,20 @@ impl Reader {
         })
     }
 
+    /// Opens a pack whose own header is damaged, by what is known of it from elsewhere. Every record is still checked
+    /// with the store's key, so that a file of another store yields none.
+    pub fn open_as(medium: &dyn Medium, id: u64, store: [u8; 32]) -> Result<Self, PackError> {
+        let name = crate::file_name(id);
+        let file = medium.open(&name).map_err(PackError::io("open pack"))?;
+        let created_ms = 0;
+        let header = PackHeader {
+            id,
+            created_ms,
+            store,
+        };
+        Ok(Self { file, header })
+    }
+
     pub(crate) fn over(file: Arc<dyn MediumFile>, header: PackHeader) -> Self {
         Self { file, header }
     }

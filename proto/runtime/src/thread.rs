@@ -19,12 +19,17 @@ mod real {
         std::thread::Builder::new().name(name.into()).spawn(body)
     }
 
+    /// Does work that may panic; `None` if it did.
+    pub fn catching<T>(work: impl FnOnce() -> T) -> Option<T> {
+        std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)).ok()
+    }
+
     /// A point where a simulated world may run somebody else; nothing here.
     pub fn yield_point() {}
 }
 
 #[cfg(not(feature = "simulation"))]
-pub use self::real::{JoinHandle, sleep, spawn, yield_point};
+pub use self::real::{JoinHandle, catching, sleep, spawn, yield_point};
 
 #[cfg(feature = "simulation")]
-pub use crate::simulation::thread::{JoinHandle, sleep, spawn, yield_point};
+pub use crate::simulation::thread::{JoinHandle, catching, sleep, spawn, yield_point};

@@ -9,10 +9,11 @@ use bytes::Bytes;
 use sealdrive_pack::RecordKind as PackKind;
 use sealdrive_proto::commit::SignedCommit;
 use sealdrive_proto::header::ObjectHeader;
-use sealdrive_proto::id::DriveId;
-use sealdrive_proto::limits::{LEASE_LIFE_S, MAX_COMMITS, MAX_MESSAGE};
+use sealdrive_proto::id::{DriveId, Sid};
+use sealdrive_proto::limits::{LEASE_LIFE_S, MAX_COMMITS, MAX_MESSAGE, MAX_SUSPECTS};
 use sealdrive_proto::transcript::Call;
 use sealdrive_proto::v1;
+use sealdrive_runtime::task;
 
 use super::{CallError, field, invalid, uninterrupted};
 use crate::book::{BookError, GC_GENERATION, Lease, LeaseDecision, numbered, split_commit};
@@ -27,6 +28,7 @@ fn lease_answer(lease: &Lease, granted: bool) -> v1::AcquireLeaseResponse {
         gc_generation: GC_GENERATION,
         holder: Bytes::copy_from_slice(lease.holder.as_bytes()),
         granted,
+        suspects: Vec::new(),
     }
 }
 
@@ -43,14 +45,15 @@ pub async fn acquire_lease(
         held_epoch: asked.held_epoch,
     };
     let proof = asked.proof.unwrap_or_default();
-    uninterrupted(async move {
+    let (store, domain) = (core.store.clone(), caller.account.private_domain());
+    let mut answer = uninterrupted(async move {
         let _held = core.lock(&caller.account).await;
         let proof = (proof.call_seq, &proof.signature[..]);
         let now = clock::steady_ms();
         let decision =
             core.book
                 .propose_lease(&caller.account, &caller.device, &call, proof, now)?;
-        Ok(match decision {
+        Ok::<_, CallError>(match decision {
             LeaseDecision::Renewed(lease) => lease_answer(&lease, true),
             LeaseDecision::Held(lease) => lease_answer(&lease, false),
             LeaseDecision::Grant(record, lease) => {
@@ -60,7 +63,15 @@ pub async fn acquire_lease(
             }
         })
     })
-    .await
+    .await?;
+    if answer.granted {
+        // Only who may write can send them.
+        let found = task::spawn_blocking(move || store.suspects(&domain, MAX_SUSPECTS));
+        let found = found.await.unwrap_or_else(|_| Ok(Vec::new()))?;
+        let bytes = |sid: &Sid| Bytes::copy_from_slice(sid.as_bytes());
+        answer.suspects = found.iter().map(bytes).collect();
+    }
+    Ok(answer)
 }
 
 /// Takes the writer lease back.

@@ -4,6 +4,8 @@
 //! before it those that a later one may name with its skip hash. A damaged record is reported and left out. Called by
 //! `Store::open_on`.
 
+use std::io::ErrorKind;
+
 use sealdrive_pack::PackError;
 use sealdrive_proto::commit::skip_seq;
 
@@ -38,6 +40,9 @@ pub(super) fn read(index: &Index, packs: &Packs) -> Result<Vec<(Record, u64)>, O
                 }
                 Err(error @ (PackError::Damaged { .. } | PackError::Format)) => {
                     tracing::error!(pack = row.pack, %error, "a control record is damaged");
+                }
+                Err(PackError::Io { source, .. }) if source.kind() == ErrorKind::NotFound => {
+                    tracing::error!(pack = row.pack, "a control record is lost with its pack");
                 }
                 Err(source) => {
                     return Err(OpenError::Pack {

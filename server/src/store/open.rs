@@ -9,12 +9,13 @@ use std::path::Path;
 use std::sync::Arc;
 
 use sealdrive_pack::{
-    Directory, Entry, Medium, PackError, Reader, Scan, Writer, file_name, parse_file_name,
+    Directory, Entry, Medium, PackError, Reader, RecordKind, Scan, Writer, file_name,
+    parse_file_name,
 };
 
 use super::packs::Packs;
 use crate::clock::entropy;
-use crate::index::{Checkpoint, Index, IndexError};
+use crate::index::{Checkpoint, Index, IndexError, RowKey};
 use crate::limits::INDEX_BATCH;
 
 /// Name of the index in the data directory.
@@ -44,9 +45,10 @@ pub enum OpenError {
     /// A pack belongs to another store.
     #[error("pack {0:016x} belongs to another store; it was put here by mistake")]
     Stranger(u64),
-    /// The index knows a pack that is not there.
+    /// The index knows packs, and there is none.
     #[error(
-        "pack {0:016x} is missing; restore it from a backup, or run rebuild-index to go on without it"
+        "there are no packs, though pack {0:016x} was here; is the disk mounted? If they are lost, run \
+         rebuild-index to begin anew"
     )]
     Missing(u64),
 }
@@ -73,30 +75,34 @@ pub(super) fn open(
 ) -> Result<Opened, OpenError> {
     let index = Index::open(data, index)?;
     let ids = list(&*medium)?;
-    let mut store = None;
     let mut replay = Replay::new(&index)?;
-    if replay.start.pack != 0 && !ids.contains(&replay.start.pack) {
-        return Err(OpenError::Missing(replay.start.pack));
+    // The secret id of the store lives in its packs, so that they alone are enough, and in the index for a pack whose
+    // header is damaged; the first pack gets a new one.
+    let known = index.store()?;
+    let store = match known.or_else(|| any_header(&*medium, &ids)) {
+        Some(store) => store,
+        None => entropy()?,
+    };
+    if known.is_none() {
+        index.set_store(&store)?;
     }
+    replay.look_for_start(&ids)?;
     let mut writer = None;
     for id in &ids {
         let last = ids.last() == Some(id);
-        let Some(reader) = open_pack(&*medium, *id, last)? else {
+        let Some(reader) = open_pack(&*medium, *id, last, store)? else {
             continue;
         };
-        let known = *store.get_or_insert(reader.header().store);
-        if reader.header().store != known || reader.header().id != *id {
+        if reader.header().store != store || reader.header().id != *id {
             return Err(OpenError::Stranger(*id));
         }
         if *id >= replay.start.pack {
             writer = replay.pack(*id, reader, last)?;
         }
     }
-    let damage = replay.damage;
-    let next_sequence = replay.finish()?;
-    let next_pack = ids.last().map_or(1, |last| last + 1);
-    // The secret id of the store lives in its packs, so that they alone are enough; the first pack gets a new one.
-    let store = store.map_or_else(entropy, Ok)?;
+    // A number that the index remembers is not given out again, or old rows would lead into a new pack.
+    let next_pack = ids.last().copied().unwrap_or(0).max(replay.start.pack) + 1;
+    let (damage, next_sequence) = replay.finish()?;
     let packs = Packs::new(medium, store);
     if let Some(writer) = &writer {
         packs.add(writer.id(), writer.reader());
@@ -124,8 +130,20 @@ fn list(medium: &dyn Medium) -> Result<Vec<u64>, OpenError> {
     Ok(ids)
 }
 
+/// The store's id from the first pack that still tells it.
+fn any_header(medium: &dyn Medium, ids: &[u64]) -> Option<[u8; 32]> {
+    let mut open = ids.iter().map(|id| Reader::open(medium, &file_name(*id)));
+    open.find_map(|reader| Some(reader.ok()?.header().store))
+}
+
 /// Opens a pack. The last one may be a file whose creation was cut short: it holds nothing and is removed.
-fn open_pack(medium: &dyn Medium, id: u64, last: bool) -> Result<Option<Reader>, OpenError> {
+fn open_pack(
+    medium: &dyn Medium,
+    id: u64,
+    last: bool,
+    store: [u8; 32],
+) -> Result<Option<Reader>, OpenError> {
+    let failed = |source| OpenError::Pack { id, source };
     match Reader::open(medium, &file_name(id)) {
         Ok(reader) => Ok(Some(reader)),
         Err(PackError::Format) if last && medium.open(&file_name(id))?.len()? <= EMPTY_PACK => {
@@ -133,7 +151,14 @@ fn open_pack(medium: &dyn Medium, id: u64, last: bool) -> Result<Option<Reader>,
             medium.sync_dir()?;
             Ok(None)
         }
-        Err(source) => Err(OpenError::Pack { id, source }),
+        Err(PackError::Format) => {
+            tracing::error!(
+                pack = id,
+                "the header of a pack is damaged; its records are read without"
+            );
+            Reader::open_as(medium, id, store).map(Some).map_err(failed)
+        }
+        Err(source) => Err(failed(source)),
     }
 }
 
@@ -144,6 +169,8 @@ struct Replay<'a> {
     next: Checkpoint,
     batch: Vec<(u64, Entry)>,
     damage: usize,
+    /// Objects that were found damaged and are not in the index.
+    suspects: Vec<RowKey>,
 }
 
 impl<'a> Replay<'a> {
@@ -159,7 +186,25 @@ impl<'a> Replay<'a> {
             next,
             batch: Vec::new(),
             damage: 0,
+            suspects: Vec::new(),
         })
+    }
+
+    /// Where the replay starts must still be there. If nothing at all is, the disk is most likely not mounted.
+    fn look_for_start(&mut self, ids: &[u64]) -> Result<(), OpenError> {
+        let pack = self.start.pack;
+        if pack == 0 || ids.contains(&pack) {
+            return Ok(());
+        }
+        if ids.is_empty() {
+            return Err(OpenError::Missing(pack));
+        }
+        tracing::error!(
+            pack,
+            "a pack is missing; restore it from a backup. What it held counts as lost"
+        );
+        self.damage += 1;
+        Ok(())
     }
 
     /// Replays one pack; yields its writer if it is the last and not sealed.
@@ -178,7 +223,15 @@ impl<'a> Replay<'a> {
         reader.settle().map_err(failed)?;
         let scan = Scan::read(&reader, from, from).map_err(failed)?;
         self.damage += scan.damage.len();
+        let is_cut = scan.end < from;
+        if is_cut {
+            tracing::error!(pack = id, from, end = scan.end, "the end of a pack is gone");
+            self.damage += 1;
+        }
         for damage in &scan.damage {
+            let key = damage.entry.as_ref().map(RowKey::of);
+            self.suspects
+                .extend(key.filter(|key| key.kind == RecordKind::Object));
             let (offset, len) = (damage.offset, damage.len);
             tracing::error!(
                 pack = id,
@@ -196,7 +249,8 @@ impl<'a> Replay<'a> {
             );
         }
         let writer = Writer::resume(reader, &scan).map_err(failed)?;
-        if last {
+        // Into a pack that was cut below what the index has of it nothing is written: a replay would step over it.
+        if last && !is_cut {
             return Ok(Some(writer));
         }
         writer.finish().map_err(failed)?;
@@ -225,12 +279,15 @@ impl<'a> Replay<'a> {
         Ok(())
     }
 
-    /// Yields the number of the store's next record.
-    fn finish(mut self) -> Result<u64, OpenError> {
+    /// Yields the damaged stretches found, and the number of the store's next record.
+    fn finish(mut self) -> Result<(usize, u64), OpenError> {
         if self.next != self.start {
             self.flush()?;
         }
-        Ok(self.next.next_sequence)
+        if !self.suspects.is_empty() {
+            self.index.suspect(&self.suspects)?;
+        }
+        Ok((self.damage, self.next.next_sequence))
     }
 }
 

@@ -64,7 +64,11 @@ impl Packs {
             return Ok(reader.clone());
         }
         drop(state);
-        let reader = Reader::open(self.medium(), &file_name(id))?;
+        let reader = match Reader::open(self.medium(), &file_name(id)) {
+            // Its own header is damaged: each record is checked with the store's key all the same.
+            Err(PackError::Format) => Reader::open_as(self.medium(), id, self.store)?,
+            reader => reader?,
+        };
         if reader.header().store != self.store || reader.header().id != id {
             return Err(PackError::Format);
         }

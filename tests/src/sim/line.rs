@@ -223,6 +223,11 @@ impl Remote for Line {
                 lifetime: Duration::from_secs(answer.lifetime_s.into()),
                 gc_generation: answer.gc_generation,
                 holder,
+                suspects: answer
+                    .suspects
+                    .iter()
+                    .filter_map(|sid| Sid::try_from(sid.as_ref()).ok())
+                    .collect(),
             })
         })
     }

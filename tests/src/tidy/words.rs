@@ -22,6 +22,7 @@ const DURABLE: &[&str] = &[
     "fs/src/engine/",
     "server/src/store/",
     "server/src/index.rs",
+    "server/src/index/",
     "proto/pack/src/medium.rs",
     "proto/pack/src/writer.rs",
     "proto/pack/src/reader.rs",
@@ -46,6 +47,7 @@ const SIMULATED: &[&str] = &[
     "server/src/book/",
     "server/src/core.rs",
     "server/src/index.rs",
+    "server/src/index/",
     "server/src/sessions.rs",
 ];
 
@@ -95,8 +97,12 @@ const DOORS: &[Door] = &[
     Door {
         word: "redb",
         within: EVERYWHERE,
-        allowed: &["fs/src/store/index.rs", "server/src/index.rs"],
-        why: "the database's doors are the two index.rs",
+        allowed: &[
+            "fs/src/store/index.rs",
+            "server/src/index.rs",
+            "server/src/index/",
+        ],
+        why: "the database's doors are the two index.rs and server/src/index/",
     },
     Door {
         word: "tonic",

@@ -26,6 +26,11 @@ impl Server {
         let free = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = free.local_addr().unwrap();
         drop(free);
+        Self::start_at(data, address, arguments)
+    }
+
+    /// As `start`, at an address: where clients know an earlier one.
+    pub fn start_at(data: &Path, address: SocketAddr, arguments: &[&str]) -> Self {
         let arguments: Vec<String> = arguments
             .iter()
             .map(|argument| (*argument).to_owned())

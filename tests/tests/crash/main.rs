@@ -12,6 +12,7 @@
 mod engine_support;
 
 mod client_store;
+mod cost;
 mod rig;
 mod store;
 mod trouble;
@@ -54,8 +55,8 @@ const TABLE: &[(&str, &[Must])] = &[
     ("frozen", &[]),
     ("merged", &[]),
     ("nodes-durable", &[]),
-    ("checkpoint-durable", &[]),
     ("index-durable", &[]),
+    ("checkpoint-durable", &[]),
     ("journal-trimmed", &[]),
     ("acknowledged", &[]),
     ("commit-durable", &[]),
@@ -220,7 +221,7 @@ fn always(world: &World, cut: &Cut) {
         outline(&tree),
         outline(&cut.ledger.states[least].files)
     );
-    let synced = machine.engine.sync_server(soon(20), |_| true);
+    let synced = machine.engine.sync_server(soon(90), |_| true);
     assert_eq!(synced, Ok(()), "{at}: {:#?}", machine.engine.status());
     assert_eq!(machine.engine.status().events, [], "{at}");
     drop(machine);

@@ -114,6 +114,11 @@ impl<'a> SegmentReader<'a> {
         tag_of(&self.bytes[..self.at])
     }
 
+    /// Length of the part read so far, bytes.
+    pub fn good_len(&self) -> usize {
+        self.at
+    }
+
     /// The plaintext of record `index` at `at`, and where it ends.
     fn record_at(&self, at: usize, index: u64) -> Option<(bytes::Bytes, usize)> {
         let head = self.bytes.get(at..at + RECORD_HEAD)?;

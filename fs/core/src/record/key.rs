@@ -149,7 +149,7 @@ impl Key {
     }
 
     /// Any byte string as a border between keys.
-    pub(crate) fn border(parts: &[&[u8]]) -> Self {
+    pub fn border(parts: &[&[u8]]) -> Self {
         let len: usize = parts.iter().map(|part| part.len()).sum();
         if len > IN_PLACE {
             return Self(Repr::Boxed(parts.concat().into_boxed_slice()));

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use sealdrive_pack::Directory;
 use sealdrive_proto::id::DeviceId;
 
-use super::{Conflict, DIR, DROPPED, MOVING, Reader, broken, signed};
+use super::{Cause, Conflict, DIR, DROPPED, MOVING, Reader, broken, signed};
 use crate::clock;
 use crate::engine::EngineError;
 use crate::engine::chain::{Chain, root_of};
@@ -35,13 +35,15 @@ const MOVED: [&str; 6] = [
 /// The index moves too when it may still know the moved packs; both places then rebuild theirs.
 const INDEX: &str = "state.redb";
 
-/// The server's chain does not lead on from what this machine has.
+/// The server's chain does not lead on from what this machine has, or only the chain can still be read.
 #[derive(Debug, Clone, Copy)]
 pub(in crate::engine) struct Diverged {
     /// Who wrote its head.
     pub(in crate::engine) by: DeviceId,
     /// Number of the head.
     pub(in crate::engine) seq: u64,
+    /// Why it does not.
+    pub(in crate::engine) cause: Cause,
 }
 
 /// Sets aside what `local` holds. It is closed afterwards: open it anew.
@@ -61,7 +63,7 @@ pub(in crate::engine) fn set_aside(
 
     let reader = Reader::new(&mut local, root_of(chain.pins()));
     let counts = match reader.changes() {
-        Ok((_, counts)) => Some(counts),
+        Ok(changes) => Some(changes.counts),
         Err(error) => {
             tracing::warn!("what is set aside could not be counted: {error}");
             None
@@ -77,6 +79,7 @@ pub(in crate::engine) fn set_aside(
         head_seq: diverged.seq,
         counts,
         base: None,
+        cause: diverged.cause,
     };
     conflict.set_base(root_of(chain.pins()));
     let base = config.dir.join(DIR);

@@ -1,7 +1,8 @@
 //! A branch as ordinary files: what is new or changed, under the names it had, with all attributes.
 //!
 //! Invariant: writes into a directory that was empty or not there, and nowhere else; no name of the branch leads out of
-//! it. What the system refuses (another owner without root, a device node) is counted and said, and the rest goes on.
+//! it. What the system refuses (another owner without root, a device node) is counted and said, what is lost is named,
+//! and the rest goes on; a file with lost ranges never stands there under its own name.
 //! Called by `sealdrive conflicts export`.
 
 use std::collections::{BTreeMap, HashMap};
@@ -13,14 +14,14 @@ use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{
-    AtFlags, CWD, FileType, Mode, Timespec, Timestamps, XattrFlags, chmod, chownat, lsetxattr,
-    mknodat, utimensat,
+    AtFlags, CWD, FileType, Mode, RenameFlags, Timespec, Timestamps, XattrFlags, chmod, chownat,
+    lsetxattr, mknodat, renameat_with, utimensat,
 };
 use sealdrive_core::record::{FileKind, Ino, ROOT, Time, valid_name};
 use sealdrive_proto::id::Kind;
 use serde::Serialize;
 
-use super::{BranchError, Counts, Reader};
+use super::{BlobError, BranchError, Changes, Counts, Reader};
 use crate::clock;
 use crate::drive::{Attr, Errno, PlanPiece};
 use crate::limits::FETCH_DEADLINE;
@@ -39,13 +40,33 @@ pub struct Exported {
     pub names: u64,
     /// Attributes, owners and special files that the system did not let us make.
     pub refused: u64,
+    /// What cannot be read any more.
+    pub missing: Vec<Missing>,
+    /// Something from the server did not open.
+    pub tampered: bool,
 }
+
+/// A file or directory that could not be written out whole.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Missing {
+    /// Its path in the drive, without a leading slash; `inode N` if its name is lost, too.
+    pub path: String,
+    /// Bytes of it that are lost, where some are left.
+    pub bytes: Option<u64>,
+    /// What is left of it, in the target directory.
+    pub kept: Option<String>,
+}
+
+/// How the name ends under which what is left of a file is written.
+const DAMAGED: &str = ".damaged";
 
 struct Export<'a> {
     reader: &'a Reader,
     target: &'a Path,
     /// Directories made so far, and where: their attributes are set when nothing is written into them any more.
     directories: HashMap<Ino, PathBuf>,
+    /// Names that are known from their directories, for files whose own records are lost.
+    names: BTreeMap<Ino, (Ino, Vec<u8>)>,
     done: Exported,
 }
 
@@ -61,18 +82,35 @@ pub(super) fn write(reader: &Reader, target: &Path) -> Result<Exported, BranchEr
         }
         Err(error) => return Err(at(error)),
     }
-    let (there, counts) = reader.changes()?;
+    let Changes {
+        there,
+        counts,
+        lost,
+        names,
+        holes,
+    } = reader.changes()?;
     let mut export = Export {
         reader,
         target,
         directories: HashMap::from([(ROOT, target.to_owned())]),
+        names,
         done: Exported {
             counts,
             ..Exported::default()
         },
     };
     for attr in &there {
-        export.all_names(attr)?;
+        let written = export.all_names(attr);
+        export.or_missing(attr.ino, written)?;
+    }
+    for ino in lost {
+        export.miss(ino);
+    }
+    if holes > 0 {
+        export.done.missing.push(Missing {
+            path: format!("whatever {holes} lost nodes of the tree held besides"),
+            ..Missing::default()
+        });
     }
     export.finish_directories()?;
     File::open(target)
@@ -87,7 +125,14 @@ impl Export<'_> {
             return self.directory(attr.ino).map(drop);
         }
         let mut first: Option<PathBuf> = None;
-        for (parent, name) in self.reader.op(|drive| drive.links(attr.ino))? {
+        let links = match self.reader.op(|drive| drive.links(attr.ino)) {
+            // Its directory knows one of its names.
+            Err(error) if error.is_loss() => {
+                vec![self.names.get(&attr.ino).cloned().ok_or(error)?]
+            }
+            links => links?,
+        };
+        for (parent, name) in links {
             let path = self.place(parent, &name)?;
             match &first {
                 None => {
@@ -151,9 +196,8 @@ impl Export<'_> {
         };
         let made = match attr.kind {
             FileKind::Regular => {
-                return self
-                    .content(attr, path)
-                    .and_then(|()| self.dress(attr, path));
+                let kept = self.content(attr, path)?;
+                return self.dress(attr, kept.as_deref().unwrap_or(path));
             }
             FileKind::Symlink => {
                 let to = self.reader.op(|drive| drive.readlink(attr.ino))?;
@@ -176,7 +220,9 @@ impl Export<'_> {
         }
     }
 
-    fn content(&self, attr: &Attr, path: &Path) -> Result<(), BranchError> {
+    /// Writes what can be read. What is left of a damaged file gets another name, which is returned: lost ranges are
+    /// holes in it, and nobody is to take it for the file.
+    fn content(&mut self, attr: &Attr, path: &Path) -> Result<Option<PathBuf>, BranchError> {
         let failed = |error: io::Error| BranchError::Target(path.to_owned(), error);
         let file = OpenOptions::new()
             .write(true)
@@ -186,14 +232,18 @@ impl Export<'_> {
             .map_err(failed)?;
         // Holes stay holes.
         file.set_len(attr.size).map_err(failed)?;
-        let mut at = 0;
+        let (mut at, mut lost) = (0, 0);
         while at < attr.size {
-            let plan = self
-                .reader
-                .op(|drive| drive.read_plan(attr.ino, at, PIECE))?;
-            if plan.is_empty() {
-                return Err(BranchError::Errno(Errno::EIO));
-            }
+            let plan = match self.reader.op(|drive| drive.read_plan(attr.ino, at, PIECE)) {
+                Ok(plan) if !plan.is_empty() => plan,
+                Err(error) if !error.is_loss() => return Err(error),
+                Ok(_) | Err(_) => {
+                    let len = PIECE.min(attr.size - at);
+                    lost += len;
+                    at += len;
+                    continue;
+                }
+            };
             for piece in plan.pieces {
                 let len = piece.len();
                 match piece {
@@ -205,16 +255,68 @@ impl Export<'_> {
                         len,
                     } => {
                         let deadline = clock::now() + FETCH_DEADLINE;
-                        let chunk = self.reader.blobs.get(Kind::Data, &reference, deadline)?;
+                        let chunk = match self.reader.blobs.get(Kind::Data, &reference, deadline) {
+                            Err(BlobError::Lost) => None,
+                            chunk => Some(chunk?),
+                        };
                         let (from, to) = (skip as usize, skip as usize + len as usize);
-                        let part = chunk.get(from..to).ok_or(BranchError::Errno(Errno::EIO))?;
-                        file.write_all_at(part, at).map_err(failed)?;
+                        match chunk.as_ref().and_then(|chunk| chunk.get(from..to)) {
+                            Some(part) => file.write_all_at(part, at).map_err(failed)?,
+                            None => lost += u64::from(len),
+                        }
                     }
                 }
                 at += len;
             }
         }
-        Ok(())
+        if lost == 0 {
+            return Ok(None);
+        }
+        if lost >= attr.size {
+            std::fs::remove_file(path).map_err(failed)?;
+            return Err(BranchError::Errno(Errno::EIO));
+        }
+        let mut name = path.file_name().unwrap_or_default().to_owned();
+        name.push(DAMAGED);
+        let kept = path.with_file_name(name);
+        let moved = renameat_with(CWD, path, CWD, &kept, RenameFlags::NOREPLACE);
+        moved.map_err(|error| BranchError::Target(kept.clone(), error.into()))?;
+        self.done.missing.push(Missing {
+            path: self.shown(path),
+            bytes: Some(lost),
+            kept: Some(self.shown(&kept)),
+        });
+        Ok(Some(kept))
+    }
+
+    /// A path of the target as it was in the drive.
+    fn shown(&self, path: &Path) -> String {
+        let inside = path.strip_prefix(self.target).unwrap_or(path);
+        inside.display().to_string()
+    }
+
+    /// Notes what is lost and goes on; any other failure is one.
+    fn or_missing(&mut self, ino: Ino, done: Result<(), BranchError>) -> Result<(), BranchError> {
+        match done {
+            Err(error) if error.is_loss() => {
+                self.miss(ino);
+                Ok(())
+            }
+            done => done,
+        }
+    }
+
+    fn miss(&mut self, ino: Ino) {
+        let links = self.reader.op(|drive| drive.links(ino)).unwrap_or_default();
+        let known = links.into_iter().next();
+        let known = known.or_else(|| self.names.get(&ino).cloned());
+        let made = self.directories.get(&ino).cloned();
+        let path = made.or_else(|| known.and_then(|(dir, name)| self.place(dir, &name).ok()));
+        let path = path.map_or_else(|| format!("inode {ino}"), |path| self.shown(&path));
+        self.done.missing.push(Missing {
+            path,
+            ..Missing::default()
+        });
     }
 
     /// Owner, attributes, mode and times, in the order in which none undoes another.
@@ -274,8 +376,17 @@ impl Export<'_> {
         for (ino, path) in directories {
             // The target itself is the user's.
             if path != self.target {
-                let attr = self.reader.op(|drive| drive.getattr(ino))?;
-                self.dress(&attr, &path)?;
+                let attr = self.reader.op(|drive| drive.getattr(ino));
+                let dressed = attr.and_then(|attr| self.dress(&attr, &path));
+                if let Err(error) = dressed {
+                    if !error.is_loss() {
+                        return Err(error);
+                    }
+                    self.done.missing.push(Missing {
+                        path: format!("attributes of {}", self.shown(&path)),
+                        ..Missing::default()
+                    });
+                }
             }
         }
         Ok(())

@@ -7,7 +7,8 @@
 mod aside;
 mod export;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::fs::File;
 use std::io;
 use std::ops::ControlFlow;
@@ -15,21 +16,21 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustix::fs::{FlockOperation, flock};
-use sealdrive_core::diff::diff;
-use sealdrive_core::record::{FileKind, Ino, Key, ROOT, ino_of};
+use sealdrive_core::diff::diff_past;
+use sealdrive_core::record::{Dentry, FileKind, Ino, KeyRef, ROOT, ino_of};
 use sealdrive_core::reference::Reference;
-use sealdrive_core::tree::{Nodes, Root};
-use sealdrive_core::view::{ReadError, View};
+use sealdrive_core::tree::{Nodes, Root, TreeError};
+use sealdrive_core::view::ReadError;
 use sealdrive_pack::{Directory, Medium};
 use sealdrive_runtime::task::{self, Runtime};
 use serde::{Deserialize, Serialize};
 
 pub(super) use self::aside::{Diverged, finish, set_aside};
-pub use self::export::Exported;
+pub use self::export::{Exported, Missing};
 use super::EngineError;
 use super::blobs::{BlobError, Blobs};
 use super::config::EngineConfig;
-use super::events::Events;
+use super::events::{Event, EventKind, Events};
 use super::fetch::Fetcher;
 use super::local::{Local, Owner};
 use super::open::Records;
@@ -64,6 +65,20 @@ pub struct Conflict {
     pub counts: Option<Counts>,
     /// The tree of `base_seq`, so that the branch knows what it changed; hex.
     base: Option<String>,
+    /// Why it was set aside.
+    #[serde(default)]
+    pub cause: Cause,
+}
+
+/// Why a branch was set aside.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Cause {
+    /// Another device has written the drive meanwhile.
+    #[default]
+    TakenOver,
+    /// Part of its tree, which no server had yet, is damaged or gone.
+    Damaged,
 }
 
 /// What a branch holds that its base does not.
@@ -77,6 +92,30 @@ pub struct Counts {
     pub directories: u64,
     /// Files and directories that were removed.
     pub removed: u64,
+}
+
+/// One sentence about what was set aside.
+impl fmt::Display for Conflict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let what = match self.counts {
+            Some(counts) => format!("{} changed files ({} bytes)", counts.files, counts.bytes),
+            None => "what this machine had not sent".to_owned(),
+        };
+        if self.cause == Cause::Damaged {
+            return write!(
+                f,
+                "part of what only this machine had is damaged, so the drive goes on from restore point {}: {what} \
+                 were set aside as conflict {}, readable as far as they go; see `sealdrive conflicts`",
+                self.base_seq, self.id
+            );
+        }
+        write!(
+            f,
+            "machine {} has written this drive meanwhile: {what} were set aside as conflict {}; see \
+             `sealdrive conflicts`",
+            self.by_name, self.id
+        )
+    }
 }
 
 impl Conflict {
@@ -189,7 +228,7 @@ impl Reader {
     fn new(local: &mut Local, base: Option<Root>) -> Self {
         let checkpoint = local.records.found_checkpoint;
         let (root, seq) = checkpoint.map_or((None, 0), |found| (found.root, found.seq));
-        let entries = std::mem::take(&mut local.replay.entries);
+        let entries = local.replay.take_steps();
         Self {
             drive: Drive::recover(root, seq, entries),
             blobs: Arc::clone(&local.blobs),
@@ -211,32 +250,66 @@ impl Reader {
         }
     }
 
-    /// Every inode with a record that the base has not, or has otherwise; what is gone is among them.
-    fn touched(&self) -> Result<BTreeSet<Ino>, BranchError> {
-        let mut touched: BTreeSet<Ino> = self.drive.touched().into_iter().collect();
+    /// Every inode with a record that the base has not, or has otherwise; what is gone is among them. Of what is lost
+    /// with a tree node only that is known which other nodes tell.
+    fn touched(&self) -> Result<Touched, BranchError> {
+        let mut touched = Touched {
+            inodes: self.drive.touched().into_iter().collect(),
+            ..Touched::default()
+        };
+        let Some(root) = &self.root else {
+            return Ok(touched);
+        };
         let nodes: &dyn Nodes = &*self.blobs;
-        match (&self.base, &self.root) {
-            (Some(base), Some(root)) => diff(nodes, base, root, |difference| {
-                touched.insert(ino_of(difference.key));
+        let mut holes = 0;
+        let walked = diff_past(
+            nodes,
+            self.base.as_ref(),
+            root,
+            |difference| {
+                touched.note(difference.key, difference.new);
                 ControlFlow::Continue(())
-            })
-            .map_err(|error| BranchError::from(ReadError::from(error)))?,
-            (None, Some(root)) => {
-                View::of_tree(root, nodes).range(&Key::everything(), |key, _| {
-                    touched.insert(ino_of(key));
-                    ControlFlow::Continue(())
-                })?;
-            }
-            (_, None) => {}
-        }
-        touched.remove(&0);
+            },
+            |error| {
+                let (TreeError::Missing(node) | TreeError::Damaged(node)) = error;
+                let again = self.blobs.node(node, clock::now() + FETCH_DEADLINE);
+                // A server that is not reached may have it.
+                match again {
+                    Err(BlobError::Unreachable(_) | BlobError::Local(_)) => ControlFlow::Break(()),
+                    Err(BlobError::Lost) | Ok(_) => {
+                        holes += 1;
+                        ControlFlow::Continue(())
+                    }
+                }
+            },
+        );
+        walked.map_err(|error| BranchError::from(ReadError::from(error)))?;
+        touched.holes = holes;
+        touched.inodes.remove(&0);
         Ok(touched)
     }
 
     /// What changed and is there, and how much is gone. A directory counts if more of it changed than what is in it.
-    fn changes(&self) -> Result<(Vec<Attr>, Counts), BranchError> {
-        let (mut there, mut counts) = (Vec::new(), Counts::default());
-        for ino in self.touched()? {
+    fn changes(&self) -> Result<Changes, BranchError> {
+        let Touched {
+            inodes,
+            names,
+            holes,
+        } = self.touched()?;
+        let (mut there, mut lost, mut counts) = (Vec::new(), Vec::new(), Counts::default());
+        let only_named = names.keys().filter(|_| holes > 0);
+        let only_named: Vec<Ino> = only_named
+            .filter(|ino| !inodes.contains(ino))
+            .copied()
+            .collect();
+        for ino in only_named {
+            match self.op(|drive| drive.getattr(ino)) {
+                Err(error) if error.is_loss() => lost.push(ino),
+                Err(error) => return Err(error),
+                Ok(_) => {}
+            }
+        }
+        for ino in inodes {
             match self.op(|drive| drive.getattr(ino)) {
                 Ok(attr) => {
                     if attr.kind == FileKind::Directory {
@@ -250,11 +323,49 @@ impl Reader {
                 Err(BranchError::Errno(errno)) if errno == crate::drive::Errno::ENOENT => {
                     counts.removed += 1;
                 }
+                Err(error) if error.is_loss() => lost.push(ino),
                 Err(error) => return Err(error),
             }
         }
-        Ok((there, counts))
+        Ok(Changes {
+            there,
+            counts,
+            lost,
+            names,
+            holes,
+        })
     }
+}
+
+/// What a branch says of its changes.
+#[derive(Default)]
+struct Touched {
+    inodes: BTreeSet<Ino>,
+    /// Names that changed records give inodes: parent and name.
+    names: BTreeMap<Ino, (Ino, Vec<u8>)>,
+    /// Tree nodes that are lost, with all below them.
+    holes: u64,
+}
+
+impl Touched {
+    fn note(&mut self, key: &[u8], new: Option<&[u8]>) {
+        self.inodes.insert(ino_of(key));
+        if let Ok(KeyRef::Dentry(parent, name)) = KeyRef::parse(key)
+            && let Some(Ok(dentry)) = new.map(Dentry::decode)
+        {
+            self.names.insert(dentry.ino, (parent, name.to_vec()));
+        }
+    }
+}
+
+/// The changes of a branch.
+struct Changes {
+    there: Vec<Attr>,
+    counts: Counts,
+    /// Inodes that cannot be read any more.
+    lost: Vec<Ino>,
+    names: BTreeMap<Ino, (Ino, Vec<u8>)>,
+    holes: u64,
 }
 
 /// Why a branch cannot be read, or not be written out.
@@ -277,6 +388,14 @@ pub enum BranchError {
     Occupied(PathBuf),
 }
 
+impl BranchError {
+    /// Whether something is damaged or gone for good, and the rest may go on.
+    fn is_loss(&self) -> bool {
+        let eio = crate::drive::Errno::EIO;
+        matches!(self, Self::Blob(BlobError::Lost)) || matches!(self, Self::Errno(e) if *e == eio)
+    }
+}
+
 impl From<ReadError> for BranchError {
     fn from(error: ReadError) -> Self {
         match error {
@@ -292,6 +411,7 @@ impl From<ReadError> for BranchError {
 pub struct Branch {
     reader: Reader,
     conflict: Conflict,
+    events: Arc<Events>,
     // Held as long as it is read.
     _local: Local,
     _lock: File,
@@ -312,6 +432,7 @@ impl Branch {
         Ok(Self {
             reader: Reader::new(&mut local, conflict.base()),
             conflict,
+            events,
             _local: local,
             _lock: lock,
             _runtime: runtime,
@@ -324,9 +445,13 @@ impl Branch {
     }
 
     /// Writes what is new or changed into `target`, an empty directory or none yet, under the names it had, with all
-    /// attributes.
+    /// attributes. What cannot be read any more is named, and the rest goes on.
     pub fn export(&self, target: &Path) -> Result<Exported, BranchError> {
-        export::write(&self.reader, target)
+        let mut exported = export::write(&self.reader, target)?;
+        let events = self.events.list();
+        let foul = |event: &Event| event.kind == EventKind::ObjectTampered;
+        exported.tampered = events.iter().any(foul);
+        Ok(exported)
     }
 }
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use sealdrive_proto::id::{DeviceId, Sid};
+use sealdrive_proto::limits::MAX_SUSPECTS;
 use sealdrive_proto::transcript::Call;
 use sealdrive_proto::v1;
 use tokio::sync::mpsc;
@@ -146,6 +147,13 @@ impl Remote for Grpc {
                 lifetime: Duration::from_secs(answer.lifetime_s.into()),
                 gc_generation: answer.gc_generation,
                 holder,
+                // What is no id is nothing we could have.
+                suspects: answer
+                    .suspects
+                    .iter()
+                    .filter_map(|sid| Sid::try_from(sid.as_ref()).ok())
+                    .take(MAX_SUSPECTS)
+                    .collect(),
             })
         })
     }

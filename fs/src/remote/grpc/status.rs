@@ -16,7 +16,8 @@ pub fn translate(status: &Status) -> RemoteError {
     match status.code() {
         Code::Unauthenticated => RemoteError::Unauthenticated(text),
         Code::NotFound => RemoteError::NotFound,
-        Code::ResourceExhausted => RemoteError::Quota,
+        Code::ResourceExhausted if text.contains("quota") => RemoteError::Quota,
+        Code::ResourceExhausted => RemoteError::Full,
         Code::FailedPrecondition if text.contains("lease") => RemoteError::Fenced,
         Code::FailedPrecondition if text.contains("generation") => RemoteError::Stale,
         Code::FailedPrecondition

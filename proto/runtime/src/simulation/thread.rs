@@ -125,3 +125,12 @@ pub fn yield_point() {
         me.yield_now();
     }
 }
+
+/// Does work that may panic; `None` if it did. A machine that loses its power in the middle is no panic to be caught.
+pub fn catching<T>(work: impl FnOnce() -> T) -> Option<T> {
+    match catch_unwind(AssertUnwindSafe(work)) {
+        Ok(done) => Some(done),
+        Err(payload) if payload.is::<Killed>() => resume_unwind(payload),
+        Err(_) => None,
+    }
+}
