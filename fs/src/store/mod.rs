@@ -188,14 +188,18 @@ impl Store {
         })
     }
 
+    fn append(&self, sid: Sid, note: &[u8; NOTE_LEN], object: &[u8]) -> Result<(), StoreError> {
+        let placed = |place| self.index.put(sid, Row::Local(place));
+        self.outbox.append(sid, note, object, placed)
+    }
+
     /// Appends a sealed object to the outbox, unless it is known already; `note` says what it is. Durable
     /// after `sync`.
     pub fn put(&self, sid: Sid, note: &[u8; NOTE_LEN], object: &[u8]) -> Result<(), StoreError> {
         if self.known(&sid)?.is_some() {
             return Ok(());
         }
-        let place = self.outbox.append(sid, note, object)?;
-        self.index.put(sid, Row::Local(place));
+        self.append(sid, note, object)?;
         self.spill_index()
     }
 
@@ -284,8 +288,7 @@ impl Store {
             return Ok(true); // on its way already
         }
         let note = self.note(&sid)?.unwrap_or([0; NOTE_LEN]);
-        let place = self.outbox.append(sid, &note, &object)?;
-        self.index.put(sid, Row::Local(place));
+        self.append(sid, &note, &object)?;
         self.spill_index()?;
         Ok(true)
     }

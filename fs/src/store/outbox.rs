@@ -124,20 +124,24 @@ impl Outbox {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Appends an object; durable only after `sync`. The caller has checked that it is not here yet.
+    /// Appends an object; durable only after `sync`. The caller has checked that it is not here yet. `placed` hears
+    /// where it is before anyone can find it in the queue: the upload asks for it by its id, and may be faster than
+    /// the caller.
     pub(super) fn append(
         &self,
         sid: Sid,
         note: &[u8; NOTE_LEN],
         object: &[u8],
-    ) -> Result<Place, StoreError> {
+        placed: impl FnOnce(Place),
+    ) -> Result<(), StoreError> {
         let mut state = self.state();
         if state.failed {
             return Err(StoreError::Failed);
         }
         let appended = state.append(&*self.dir, &self.numbers, sid, note, object);
         state.failed |= appended.is_err();
-        appended.map_err(|e| StoreError::Io("appending to the outbox", e))
+        placed(appended.map_err(|e| StoreError::Io("appending to the outbox", e))?);
+        Ok(())
     }
 
     /// Makes everything appended before this call durable; returns how far that reaches.
