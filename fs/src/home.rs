@@ -117,12 +117,11 @@ impl Home {
         let dir = explicit
             .or_else(|| env("SEALDRIVE_HOME"))
             .or_else(|| env("XDG_STATE_HOME").map(|state| state.join("sealdrive")))
-            .or_else(|| env("HOME").map(|home| home.join(".local/state/sealdrive")))
-            // mount(8) at boot runs as root with an empty environment.
+            // Without HOME, as under mount(8) at boot, the system's list of users says where it is.
             .or_else(|| {
-                rustix::process::getuid()
-                    .is_root()
-                    .then(|| PathBuf::from("/root/.local/state/sealdrive"))
+                std::env::home_dir()
+                    .filter(|home| !home.as_os_str().is_empty())
+                    .map(|home| home.join(".local/state/sealdrive"))
             })
             .ok_or(HomeError::Nowhere)?;
         let dir =

@@ -251,12 +251,10 @@ pub fn machine_paths(source: &Source) -> Vec<Finding> {
     ];
     let starts_path = |line: &str, root: &str| {
         line.match_indices(root).any(|(at, _)| {
-            // The root user's state directory is a fact of Unix, not of one machine.
-            !line[at..].starts_with("/root/.local/")
-                && !line[..at]
-                    .chars()
-                    .next_back()
-                    .is_some_and(|c| c.is_alphanumeric() || "_-}.)>*".contains(c))
+            !line[..at]
+                .chars()
+                .next_back()
+                .is_some_and(|c| c.is_alphanumeric() || "_-}.)>*".contains(c))
         })
     };
     let lines = source.text.lines().enumerate();
