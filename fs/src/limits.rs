@@ -7,6 +7,12 @@ use std::time::Duration;
 pub const PACK_SIZE: u64 = 64 << 20;
 /// Appended bytes kept in memory before they are written to the open pack, bytes: big writes, few system calls.
 pub const APPEND_BUFFER: usize = 1 << 20;
+/// Bytes handed to the kernel after which the disk is told to begin with them: an fsync then waits for the last of them,
+/// not for a whole pack. Large enough for sequential IO.
+pub const WRITE_BEHIND: u64 = 8 << 20;
+/// Waiting writes from this length on stay a range of their own, which the reader of the request copied once, bytes:
+/// shorter ones are gathered with their neighbours.
+pub const WRITE_SHARED: usize = 64 << 10;
 /// Objects from this length on go to the kernel from where they are, with what the buffer holds, bytes: copying them
 /// first would cost more than the call.
 pub const APPEND_DIRECT: usize = 64 << 10;
@@ -35,6 +41,9 @@ pub const OVERLAY_CHECKPOINT: usize = 24 << 20;
 /// Dirty bytes an fsync may put into the journal as they are; above it settled ranges are sealed first, so that large
 /// files are written once.
 pub const FSYNC_JOURNAL: u64 = 4 << 20;
+/// Bytes by which a round of sealing must make less what an fsync would put into the journal, for another round to be
+/// worth its wait: others may write as fast as it goes, and an fsync must end.
+pub const FSYNC_GAIN: u64 = 1 << 20;
 /// Dirty bytes left when a checkpoint stops writers for a moment: bounds that moment.
 pub const STALL_DIRTY: u64 = 4 << 20;
 /// Rounds of writeback before a checkpoint stops writers anyway.
@@ -48,7 +57,8 @@ pub const UPLOAD_YIELDS_BELOW: u64 = 1 << 30;
 pub const UPLOAD_YIELD_LONGEST: Duration = Duration::from_secs(5);
 /// How often an upload that lets writers go first looks whether they still need it.
 pub const UPLOAD_YIELD: Duration = Duration::from_millis(20);
-/// Longest time something written is in memory only.
+/// How often the journal is written when nobody waits for it. Longest time something done is in memory only; twice that
+/// for ranges of a file still open for writing that are about to be sealed.
 pub const FLUSH_INTERVAL: Duration = Duration::from_secs(2);
 /// Time between commits while something changes.
 pub const COMMIT_INTERVAL: Duration = Duration::from_secs(5);

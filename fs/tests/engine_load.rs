@@ -6,7 +6,7 @@ mod engine_support;
 
 use std::time::Instant;
 
-use engine_support::{World, noise};
+use engine_support::{NOW, World, noise};
 
 #[test]
 fn writers_and_fsyncs_side_by_side_lose_nothing() {
@@ -91,6 +91,34 @@ fn an_fsync_costs_what_changed_not_what_is_there() {
         after < before + (4 << 20),
         "{before} then {after} bytes of journal"
     );
+}
+
+/// Story: fsync of a large file put most of it into the journal while it was being sealed: every byte went to the disk
+/// twice.
+#[test]
+fn an_fsync_waits_for_what_is_being_sealed_instead_of_writing_it_twice() {
+    let world = World::new();
+    let mut config = world.config("one", 1);
+    config.remote = None; // no commits, so no checkpoints: the journal only grows
+    let one = world.try_mount(config).unwrap();
+    // A machine that is slow enough leaves a file to the journal's clock, which asks nobody: not five in a row.
+    let journaled = (0..5u64).map(|n| {
+        let path = format!("/large{n}");
+        one.write(&path, b"");
+        let ino = one.ino(&path).unwrap();
+        let handle = one.op(|d| d.open(ino, true)).unwrap();
+        let before = one.engine.status().journal_bytes;
+        for (part, bytes) in noise(n, 24 << 20).chunks(1 << 20).enumerate() {
+            one.op(|d| d.write(ino, (part as u64) << 20, bytes, false, NOW))
+                .unwrap();
+        }
+        one.engine.sync_local().unwrap();
+        one.drive().release(handle);
+        one.engine.status().journal_bytes.checked_sub(before)
+    });
+    let least = journaled.map(Option::unwrap).min().unwrap();
+    println!("{least} bytes of journal for a file of 24 MiB");
+    assert!(least < 6 << 20, "{least} bytes of journal");
 }
 
 #[test]

@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
+use sealdrive_proto::limits::MAX_CHUNK;
 
 /// Names one writeback job.
 pub type JobId = u64;
@@ -53,6 +54,8 @@ pub(super) struct Range {
     pub(super) safe: bool,
     /// The job it is in flight with.
     pub(super) job: Option<JobId>,
+    /// A log that nobody waited for left it out, because it was about to be sealed. Once is enough.
+    pub(super) left_out: bool,
 }
 
 impl Range {
@@ -80,6 +83,7 @@ impl Range {
             version: self.version,
             safe: self.safe,
             job: self.job,
+            left_out: self.left_out,
         }
     }
 }
@@ -164,6 +168,7 @@ impl DirtyMap {
                 version,
                 safe,
                 job: None,
+                left_out: false,
             },
         );
     }
@@ -276,6 +281,13 @@ impl DirtyMap {
             bytes.extend_from_slice(&part);
         }
         self.insert(run.off, bytes.into(), version, safe);
+    }
+
+    /// Runs that no job has and that are long enough to be sealed while the file is still being written.
+    pub(super) fn next_to_seal(&self) -> Vec<Run> {
+        let mut runs = self.runs(|range| range.job.is_none());
+        runs.retain(|run| run.len >= MAX_CHUNK as u64);
+        runs
     }
 
     /// Contiguous runs, in order; `which` chooses the ranges that count.

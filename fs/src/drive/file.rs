@@ -8,7 +8,7 @@ use sealdrive_core::extent;
 use sealdrive_core::record::{Extent, FileKind, Ino, MAX_FILE, Time};
 use sealdrive_core::view::View;
 
-use super::dirty::Run;
+use super::dirty::{DirtyMap, Run};
 use super::errno::{Answer, Errno};
 use super::gate::Need;
 use super::handles::{Handle, Opened};
@@ -85,11 +85,36 @@ impl Drive {
 
     /// Writes `data` at `off`. `kill` (WRITE_KILL_SUIDGID) clears set-id bits and capabilities.
     pub fn write(&self, ino: Ino, off: u64, data: &[u8], kill: bool, now: Time) -> Answer<u32> {
-        let end = off
-            .checked_add(data.len() as u64)
-            .filter(|&end| end <= MAX_FILE);
+        let put = |map: &mut DirtyMap, version| map.write(off, data, version);
+        self.write_with(ino, off, data.len(), kill, now, put)
+    }
+
+    /// The same with bytes that nobody will change: they are kept where they are.
+    pub fn write_shared(
+        &self,
+        ino: Ino,
+        off: u64,
+        data: Bytes,
+        kill: bool,
+        now: Time,
+    ) -> Answer<u32> {
+        let len = data.len();
+        let put = |map: &mut DirtyMap, version| map.insert(off, data, version, false);
+        self.write_with(ino, off, len, kill, now, put)
+    }
+
+    fn write_with(
+        &self,
+        ino: Ino,
+        off: u64,
+        len: usize,
+        kill: bool,
+        now: Time,
+        put: impl FnOnce(&mut DirtyMap, u64),
+    ) -> Answer<u32> {
+        let end = off.checked_add(len as u64).filter(|&end| end <= MAX_FILE);
         let end = end.ok_or(Errno::EFBIG)?;
-        let len = u32::try_from(data.len()).map_err(|_| Errno::EINVAL)?;
+        let len = u32::try_from(len).map_err(|_| Errno::EINVAL)?;
         let s = &mut *self.enter(Need::Data)?;
         s.load_file(ino)?;
         if kill {
@@ -99,7 +124,7 @@ impl Drive {
         let version = s.next_version();
         let map = s.dirty.entry(ino).or_default();
         let before = map.bytes();
-        map.write(off, data, version);
+        put(map, version);
         s.dirty_bytes += map.bytes() - before;
         s.wrote(ino, end, version, now);
         s.done();

@@ -6,6 +6,7 @@
 //! engine.
 
 use std::collections::HashSet;
+use std::mem::replace;
 
 use sealdrive_core::journal::Entry;
 use sealdrive_core::record::{Edit, Ino, ino_of};
@@ -23,8 +24,9 @@ const ENTRY_BYTES: usize = 256 << 10;
 pub enum LogData {
     /// All that the journal does not hold yet: afterwards everything written so far is in the log.
     All,
-    /// All but what a file still open for writing has on its way into chunks: that is durable in a moment without being
-    /// written twice, and until then may read as a hole after a crash. For rounds that nobody waits for.
+    /// All but what a file still open for writing has on its way into chunks, or, once, will have next: that is durable in
+    /// a moment without being written twice, and until then may read as a hole after a crash. For rounds that nobody
+    /// waits for.
     Background,
     /// None: ranges not sealed by now are holes after a crash.
     None,
@@ -134,8 +136,16 @@ impl State {
             let Some(map) = self.dirty.get_mut(&ino) else {
                 continue;
             };
+            let spare = open && data == LogData::Background;
+            let next = if spare {
+                map.next_to_seal()
+            } else {
+                Vec::new()
+            };
             for (off, range) in map.iter_mut(0, u64::MAX) {
-                let under_way = open && range.job.is_some() && data == LogData::Background;
+                let is_next = || next.iter().any(|run| (run.off..run.end()).contains(&off));
+                let under_way = spare
+                    && (range.job.is_some() || (!replace(&mut range.left_out, true) && is_next()));
                 if !range.safe && !under_way {
                     range.safe = true;
                     let bytes = range.fix();

@@ -64,7 +64,7 @@ use self::threads::Running;
 use crate::clock;
 use crate::drive::{Answer, Drive, Settle};
 use crate::journal::{JournalError, TwinError};
-use crate::limits::{FSYNC_JOURNAL, NODE_WAIT};
+use crate::limits::{FSYNC_GAIN, FSYNC_JOURNAL, NODE_WAIT};
 use crate::remote::RemoteError;
 use crate::store::StoreError;
 
@@ -143,17 +143,32 @@ impl Engine {
 
     /// Returns when everything done before the call is durable on this machine. Waits for the disk, never the network.
     pub fn sync_local(&self) -> Result<(), NotDurable> {
-        let (_, data) = self.drive().unlogged_bytes();
-        if data > FSYNC_JOURNAL {
-            // Large files go to the disk once, sealed; only what no chunk takes yet goes through the journal.
-            let shared = &self.running.shared;
-            if let Ok(jobs) =
-                shared.with_nodes(|drive| drive.writeback_jobs(Settle::Settled, u64::MAX))
-            {
-                self.running.workers.dispatch(jobs).wait();
-            }
-        }
+        self.seal_first();
         self.running.flusher.sync()
+    }
+
+    /// Large files go to the disk once, sealed; only what no chunk takes yet goes through the journal. So what is being
+    /// sealed is waited for, and then what could not be handed out while that was being cut; until little is left, or
+    /// others write as fast as it goes.
+    fn seal_first(&self) {
+        let Running {
+            shared, workers, ..
+        } = &self.running;
+        let unlogged = || shared.drive.unlogged_bytes().1;
+        let mut left = unlogged();
+        while left > FSYNC_JOURNAL {
+            let jobs = |drive: &Drive| drive.writeback_jobs(Settle::Settled, u64::MAX);
+            let Ok(jobs) = shared.with_nodes(jobs) else {
+                return;
+            };
+            workers.dispatch(jobs);
+            workers.wait_for_those_out();
+            let now = unlogged();
+            if now + FSYNC_GAIN > left {
+                return;
+            }
+            left = now;
+        }
     }
 
     /// Returns when everything done before the call is in a commit on the server. `progress` is called about twice a

@@ -4,6 +4,7 @@
 //! once. Whoever hands out a job cuts it (one pass over the bytes, in order); the workers seal its chunks side by side,
 //! and the one that seals a job's last chunk installs it. Called by the pace thread, the checkpoint and fsync.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError};
 
@@ -38,24 +39,41 @@ struct Flying {
     borders: Vec<usize>,
     references: Mutex<Vec<Option<Reference>>>,
     left: AtomicUsize,
-    /// Whom its end is told, besides the workers' own count.
-    batch: Arc<Outstanding>,
+    /// Goes with the job, after whatever its installation did.
+    _ticket: Ticket,
     digests: Vec<(Ino, u64, Digest)>,
 }
 
+/// Jobs that are out, by the order in which they were handed out.
 #[derive(Default)]
 struct Outstanding {
-    jobs: Mutex<usize>,
-    idle: Condvar,
+    jobs: Mutex<Out>,
+    ended: Condvar,
+}
+
+#[derive(Default)]
+struct Out {
+    last: u64,
+    tickets: BTreeSet<u64>,
+}
+
+/// One job that is out; it is not any more when this goes, whatever became of it.
+struct Ticket {
+    number: u64,
+    outstanding: Arc<Outstanding>,
 }
 
 /// Jobs handed out together.
-pub(super) struct Batch(Arc<Outstanding>);
+pub(super) struct Batch {
+    tickets: Vec<u64>,
+    outstanding: Arc<Outstanding>,
+}
 
 impl Batch {
     /// Waits until each is installed or has failed.
     pub(super) fn wait(self) {
-        self.0.wait();
+        let out = |out: &Out| self.tickets.iter().any(|n| out.tickets.contains(n));
+        self.outstanding.wait_while(out);
     }
 }
 
@@ -79,16 +97,11 @@ impl Workers {
         let (tasks, queue) =
             sync_channel((SEAL_IN_FLIGHT / MAX_CHUNK).saturating_sub(count).max(1));
         let queue = Arc::new(Mutex::new(queue));
-        let outstanding = Arc::<Outstanding>::default();
         let threads = (0..count).map(|n| {
-            let (shared, queue, outstanding) = (
-                Arc::clone(shared),
-                Arc::clone(&queue),
-                Arc::clone(&outstanding),
-            );
+            let (shared, queue) = (Arc::clone(shared), Arc::clone(&queue));
             thread::spawn(&format!("seal-{n}"), move || {
                 priority::step_back(priority::SEALING);
-                work(&shared, &queue, &outstanding)
+                work(&shared, &queue)
             })
         });
         let threads = threads.collect::<Result<_, _>>()?;
@@ -96,7 +109,7 @@ impl Workers {
         Ok((
             Self {
                 tasks,
-                outstanding,
+                outstanding: Arc::default(),
                 shared: Arc::clone(shared),
                 sizes,
             },
@@ -106,22 +119,31 @@ impl Workers {
 
     /// Cuts the jobs and hands their chunks to the workers; waits only while the workers are behind.
     pub(super) fn dispatch(&self, jobs: Vec<Job>) -> Batch {
-        let batch = Arc::<Outstanding>::default();
+        let mut tickets = Vec::with_capacity(jobs.len());
         for job in jobs {
-            *self.outstanding.lock() += 1;
-            *batch.lock() += 1;
-            self.cut(job, &batch);
+            let ticket = Outstanding::add(&self.outstanding);
+            tickets.push(ticket.number);
+            self.cut(job, ticket);
         }
-        Batch(batch)
+        Batch {
+            tickets,
+            outstanding: Arc::clone(&self.outstanding),
+        }
     }
 
-    /// Waits until every job handed out so far, by anyone, is installed or has failed. Under constant writing only for
-    /// one who has stopped the writers.
+    /// Waits until every job that is out now, whoever handed it out, is installed or has failed.
+    pub(super) fn wait_for_those_out(&self) {
+        let last = self.outstanding.lock().last;
+        let older = |out: &Out| out.tickets.first().is_some_and(|first| *first <= last);
+        self.outstanding.wait_while(older);
+    }
+
+    /// Waits until no job is out. Under constant writing only for one who has stopped the writers.
     pub(super) fn wait_idle(&self) {
-        self.outstanding.wait();
+        self.outstanding.wait_while(|out| !out.tickets.is_empty());
     }
 
-    fn cut(&self, mut job: Job, batch: &Arc<Outstanding>) {
+    fn cut(&self, mut job: Job, ticket: Ticket) {
         let digests = self.share(&mut job);
         let mut stream = CutStream::with_sizes(self.shared.blobs.keys().cutter(), self.sizes);
         let mut borders = vec![0];
@@ -141,14 +163,12 @@ impl Workers {
             references: Mutex::new(vec![None; chunks]),
             left: AtomicUsize::new(chunks),
             borders,
-            batch: Arc::clone(batch),
+            _ticket: ticket,
             digests,
         });
         if chunks == 0 {
             // Nothing long enough to cut: the bytes stay dirty and come again with what follows them.
             flying.install(&self.shared);
-            self.outstanding.done();
-            batch.done();
             return;
         }
         for index in 0..chunks {
@@ -164,8 +184,6 @@ impl Workers {
                 .unwrap_or_else(PoisonError::into_inner)
                 .clone();
             if tasks.is_none_or(|tasks| tasks.send(task).is_err()) {
-                self.outstanding.done();
-                batch.done();
                 return;
             }
         }
@@ -235,32 +253,41 @@ impl Workers {
 }
 
 impl Outstanding {
-    fn lock(&self) -> MutexGuard<'_, usize> {
+    fn add(this: &Arc<Self>) -> Ticket {
+        let mut out = this.lock();
+        out.last += 1;
+        let number = out.last;
+        out.tickets.insert(number);
+        Ticket {
+            number,
+            outstanding: Arc::clone(this),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Out> {
         self.jobs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn done(&self) {
-        *self.lock() -= 1;
-        self.idle.notify_all();
-    }
-
-    fn wait(&self) {
-        drop(self.idle.wait_while(self.lock(), |jobs| *jobs > 0));
+    fn wait_while(&self, condition: impl Fn(&Out) -> bool) {
+        drop(self.ended.wait_while(self.lock(), |out| condition(out)));
     }
 }
 
-fn work(shared: &Shared, queue: &Mutex<Receiver<Task>>, outstanding: &Outstanding) {
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        self.outstanding.lock().tickets.remove(&self.number);
+        self.outstanding.ended.notify_all();
+    }
+}
+
+fn work(shared: &Shared, queue: &Mutex<Receiver<Task>>) {
     loop {
         // Held while waiting for a task: the other idle workers wait for the lock instead of the channel.
         let task = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
         let Ok(Task { job, index, plain }) = task else {
             return;
         };
-        let _done = Turn {
-            shared,
-            job: &job,
-            outstanding,
-        };
+        let _done = Turn { shared, job: &job };
         let put = shared
             .blobs
             .with_sealer(|sealer| shared.blobs.put(sealer, Kind::Data, &plain, Compress::Zstd));
@@ -281,7 +308,6 @@ fn work(shared: &Shared, queue: &Mutex<Receiver<Task>>, outstanding: &Outstandin
 struct Turn<'a> {
     shared: &'a Shared,
     job: &'a Flying,
-    outstanding: &'a Outstanding,
 }
 
 impl Drop for Turn<'_> {
@@ -289,21 +315,9 @@ impl Drop for Turn<'_> {
         if thread::panicking() {
             self.shared.fail_local("a sealing thread broke off");
         }
-        if self.job.left.fetch_sub(1, Ordering::AcqRel) == 1 {
-            let _ended = (Ended(self.outstanding), Ended(&self.job.batch));
-            if !thread::panicking() {
-                self.job.install(self.shared);
-            }
+        if self.job.left.fetch_sub(1, Ordering::AcqRel) == 1 && !thread::panicking() {
+            self.job.install(self.shared);
         }
-    }
-}
-
-/// The job is over, whatever its installation did.
-struct Ended<'a>(&'a Outstanding);
-
-impl Drop for Ended<'_> {
-    fn drop(&mut self) {
-        self.0.done();
     }
 }
 

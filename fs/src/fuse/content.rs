@@ -15,6 +15,7 @@ use super::read::{assemble, references};
 use super::reply::Refuse;
 use crate::clock;
 use crate::drive::{Drive, Plan, Seek};
+use crate::limits::WRITE_SHARED;
 
 /// Why a read cannot be answered on its loop thread.
 enum NotReady {
@@ -170,7 +171,11 @@ impl<B: Backing> Calls<B> {
         let data = Bytes::copy_from_slice(data);
         let when = now();
         self.later("write", Waits::ForData, move |calls| {
-            let attempt = |drive: &Drive| drive.write(ino, offset, &data, kill, when);
+            let attempt = |drive: &Drive| match data.len() {
+                // It was copied for the wait: once is enough.
+                WRITE_SHARED.. => drive.write_shared(ino, offset, data.clone(), kill, when),
+                _ => drive.write(ino, offset, &data, kill, when),
+            };
             calls.finish(
                 "write",
                 Waits::ForData,

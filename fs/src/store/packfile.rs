@@ -15,7 +15,7 @@ use sealdrive_pack::{Medium, MediumFile};
 use sealdrive_proto::id::Sid;
 use sealdrive_proto::limits::MAX_OBJECT;
 
-use crate::limits::{APPEND_BUFFER, APPEND_DIRECT, PACK_SIZE};
+use crate::limits::{APPEND_BUFFER, APPEND_DIRECT, PACK_SIZE, WRITE_BEHIND};
 
 const MAGIC: &[u8; 8] = b"SDLP\x01\0\0\0";
 /// Length of a note: kind and reference under both local locks.
@@ -56,6 +56,8 @@ pub(super) struct PackWriter {
     file: Arc<dyn MediumFile>,
     number: u64,
     written: u64,
+    /// The disk was told to begin with what lies before.
+    begun: u64,
     buffer: Vec<u8>,
 }
 
@@ -70,6 +72,7 @@ impl PackWriter {
             file,
             number,
             written: MAGIC.len() as u64,
+            begun: 0,
             buffer: Vec::new(),
         })
     }
@@ -125,6 +128,11 @@ impl PackWriter {
         self.file.append(self.written, &mut parts)?;
         self.written += (self.buffer.len() + behind.len()) as u64;
         self.buffer.clear();
+        if self.written - self.begun >= WRITE_BEHIND {
+            self.file
+                .write_behind(self.begun, self.written - self.begun);
+            self.begun = self.written;
+        }
         Ok(())
     }
 

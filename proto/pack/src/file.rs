@@ -141,6 +141,12 @@ impl MediumFile for DiskFile {
         }
     }
 
+    fn write_behind(&self, from: u64, len: u64) {
+        // Linux begins to write what is dirty in the range, and forgets only what was clean.
+        let len = std::num::NonZeroU64::new(len);
+        let _ = rustix::fs::fadvise(&self.0, from, len, rustix::fs::Advice::DontNeed);
+    }
+
     fn drop_cache(&self) -> io::Result<()> {
         Ok(rustix::fs::fadvise(
             &self.0,

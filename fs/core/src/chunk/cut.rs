@@ -12,7 +12,7 @@ use sealdrive_proto::limits::{AVG_CHUNK, MAX_CHUNK, MIN_CHUNK};
 use std::sync::Arc;
 use zeroize::Zeroize;
 
-/// Positions whitened and tested at a time. Larger wastes work behind the cut, smaller wastes the start of four
+/// Positions whitened and tested at a time. Larger wastes work behind the cut, smaller wastes the start of eight
 /// lanes.
 const BLOCK: usize = 16 << 10;
 /// Whitened bytes a tested position depends on: the highest bit of any mask is bit 47, and a byte leaves bit `k` of

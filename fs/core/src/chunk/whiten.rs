@@ -1,8 +1,8 @@
 //! Whitening: turns plaintext into pseudorandom bytes, one per position, each a function of the 64 bytes up to it.
 //!
 //! Invariant: byte `i` is `AES-128_k(LE64(d0) ‖ LE64(d1))[0]`, where `d0`, `d1` are Toeplitz digests of bytes `i-63
-//! ..= i`. Position independent, so four stretches are computed side by side: the digest is one long dependency
-//! chain, and four of them fill the processor. Called by the cutter.
+//! ..= i`. Position independent, so eight stretches are computed side by side: the digest is one long dependency
+//! chain, and eight of them fill the processor. Called by the cutter.
 
 use crate::secret::{Secret, keyed};
 use aes::Aes128;
@@ -12,9 +12,9 @@ use zeroize::Zeroize;
 /// Length of the window a whitened byte depends on, bytes.
 pub(super) const WINDOW: usize = 64;
 /// Stretches computed side by side.
-const LANES: usize = 4;
+const LANES: usize = 8;
 /// Positions each lane advances between two calls of the block cipher.
-const STEP: usize = 16;
+const STEP: usize = 8;
 /// Blocks enciphered at once: the widest batch the `aes` crate has.
 const BATCH: usize = LANES * STEP;
 

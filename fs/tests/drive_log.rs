@@ -1,0 +1,124 @@
+//! What the journal is given of a file's bytes, and when; and that bytes kept where they are count as written.
+
+// What a test did not expect is to stop it.
+#![allow(clippy::unwrap_used)]
+
+use bytes::Bytes;
+use sealdrive::drive::{Cred, Drive, Handle, LogData, NewNode, PlanPiece, Settle};
+use sealdrive_core::journal::Entry;
+use sealdrive_core::record::{FileKind, Ino, ROOT, Time};
+use sealdrive_proto::limits::MAX_CHUNK;
+
+const NOW: Time = Time {
+    secs: 1_800_000_000,
+    nanos: 5,
+};
+const ME: Cred = Cred {
+    uid: 1000,
+    gid: 1000,
+    pid: 1,
+};
+
+fn drive_with_file() -> (Drive, Ino, Handle) {
+    let drive = Drive::new(None, 0);
+    drive.format_if_empty(1000, 1000, NOW).unwrap();
+    let new = NewNode {
+        kind: FileKind::Regular,
+        mode: 0o644,
+        umask: 0o022,
+        rdev: 0,
+    };
+    let (attr, handle) = drive.create(ROOT, b"file", new, ME, NOW).unwrap();
+    (drive, attr.ino, handle)
+}
+
+/// Bytes of file content in the log that is taken now.
+fn logged(drive: &Drive, data: LogData) -> usize {
+    let entries = drive.take_log(data).unwrap();
+    let data = entries.iter().map(|entry| match entry {
+        Entry::Data { bytes, .. } => bytes.len(),
+        _ => 0,
+    });
+    data.sum()
+}
+
+fn write(drive: &Drive, ino: Ino, off: usize, len: usize) {
+    let data = vec![off as u8; len];
+    drive.write(ino, off as u64, &data, false, NOW).unwrap();
+}
+
+/// Story: a large file being written went to the disk twice: what was not yet in a job when the journal's clock struck
+/// was logged, and sealed a moment later.
+#[test]
+fn what_is_about_to_be_sealed_is_left_out_of_the_background_log_once() {
+    let (drive, ino, _open) = drive_with_file();
+    write(&drive, ino, 0, 3 * MAX_CHUNK);
+    assert_eq!(logged(&drive, LogData::Background), 0);
+    // Nobody sealed it meanwhile: it does not wait a second time, while what came later does.
+    write(&drive, ino, 8 * MAX_CHUNK, 2 * MAX_CHUNK);
+    assert_eq!(logged(&drive, LogData::Background), 3 * MAX_CHUNK);
+    assert_eq!(logged(&drive, LogData::Background), 2 * MAX_CHUNK);
+    assert_eq!(logged(&drive, LogData::All), 0);
+}
+
+#[test]
+fn what_a_job_has_is_left_out_for_as_long_as_it_has_it() {
+    let (drive, ino, _open) = drive_with_file();
+    write(&drive, ino, 0, 2 * MAX_CHUNK);
+    let jobs = drive.writeback_jobs(Settle::Settled, u64::MAX).unwrap();
+    assert_eq!(jobs.len(), 1);
+    for _ in 0..3 {
+        assert_eq!(logged(&drive, LogData::Background), 0);
+    }
+    // Somebody waits: all of it, whatever is on its way.
+    assert_eq!(logged(&drive, LogData::All), 2 * MAX_CHUNK);
+}
+
+#[test]
+fn short_runs_and_closed_files_are_logged_at_once() {
+    let (drive, ino, open) = drive_with_file();
+    write(&drive, ino, 0, MAX_CHUNK - 1);
+    assert_eq!(logged(&drive, LogData::Background), MAX_CHUNK - 1);
+    write(&drive, ino, 4 * MAX_CHUNK, 2 * MAX_CHUNK);
+    drive.release(open);
+    assert_eq!(logged(&drive, LogData::Background), 2 * MAX_CHUNK);
+}
+
+fn content(drive: &Drive, ino: Ino) -> Vec<u8> {
+    let mut out = Vec::new();
+    for piece in drive.read_plan(ino, 0, u64::MAX).unwrap().pieces {
+        match piece {
+            PlanPiece::Memory(bytes) => out.extend_from_slice(&bytes),
+            PlanPiece::Zero(len) => out.resize(out.len() + len as usize, 0),
+            PlanPiece::Chunk { .. } => panic!("nothing was sealed"),
+        }
+    }
+    out
+}
+
+/// Bytes kept where they are, between and over copied ones: the file and the count of dirty bytes are the same.
+#[test]
+fn shared_writes_are_writes() {
+    let (copied, a, _open_a) = drive_with_file();
+    let (shared, b, _open_b) = drive_with_file();
+    let mut seed = 1u64;
+    for n in 0..400u64 {
+        seed = seed
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        let (off, len) = (seed >> 40 & 0xffff, (seed >> 20 & 0x3fff) as usize + 1);
+        let data = vec![n as u8; len];
+        let written = copied.write(a, off, &data, false, NOW).unwrap();
+        let kept = match n % 2 {
+            0 => shared.write_shared(b, off, Bytes::from(data), false, NOW),
+            _ => shared.write(b, off, &data, false, NOW),
+        };
+        assert_eq!(kept.unwrap(), written);
+        assert_eq!(shared.dirty_bytes(), copied.dirty_bytes(), "step {n}");
+    }
+    assert!(content(&shared, b) == content(&copied, a));
+    assert_eq!(
+        shared.getattr(b).unwrap().size,
+        copied.getattr(a).unwrap().size
+    );
+}
