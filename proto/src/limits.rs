@@ -10,8 +10,9 @@ pub const AVG_CHUNK: usize = 256 << 10;
 /// skipped need not be whitened: beside 128 and 320 KiB the mean is the same, 41 instead of 66 % of a stream is
 /// whitened, and an insertion makes 425 instead of 446 KiB new (3,000 simulated insertions).
 pub const MIN_CHUNK: usize = 224 << 10;
-/// Longest tree node in plaintext, bytes.
-pub const MAX_NODE: usize = 16 << 10;
+/// Longest tree node in plaintext, bytes: far enough above the mean of leaves (10 KiB) that content cuts nearly all of
+/// them, because a node cut by its length may move the borders behind it.
+pub const MAX_NODE: usize = 24 << 10;
 /// Longest value in a tree record, bytes; longer ones become chunks.
 pub const MAX_VALUE: usize = 2 << 10;
 /// Smallest padded payload of a frame, bytes: below this every object looks alike.

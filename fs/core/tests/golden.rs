@@ -274,7 +274,7 @@ fn key_box_and_kit() {
 #[test]
 fn commit_body() {
     let body = CommitBody {
-        min_format: 1,
+        min_format: 2,
         root: keys().reference(Kind::Tree, b"root node"),
         op_seq: 1234,
         next_ino: 77,
@@ -289,5 +289,5 @@ fn commit_body() {
             hash: CommitHash(counting(7)),
         }],
     };
-    assert_eq!(digest(&body.encode()), "5b0ee6122a37f8b61bec08c9a3a1df73");
+    assert_eq!(digest(&body.encode()), "8705b4c95df175884a7f7f67af7f67b3");
 }
