@@ -13,6 +13,8 @@ use std::process::{Command, Output};
 
 use double::Double;
 use sealdrive_proto::connect::ConnectString;
+use sealdrive_proto::id::AccountId;
+use sealdrive_proto::link::Compression;
 
 const PASSPHRASE: &str = "correct horse battery";
 
@@ -186,6 +188,47 @@ fn wrong_servers_and_wrong_words_at_init() {
     world
         .init("h2", &world.server.invite(), "kit.txt")
         .says(2, &["kit.txt"]);
+}
+
+#[test]
+fn compression_is_asked_for_at_init_and_stands_in_the_drive() {
+    let world = World::new();
+    let init = |home: &str, more: &[&str]| {
+        let connect = world.server.invite().to_string();
+        let kit = format!("{home}.txt");
+        let words = ["--json", "init", "--server", &connect, "--kit", &kit];
+        world.run(home, &[&words, more].concat())
+    };
+    for wrong in ["0", "20", "256", "-1", "fast", "OFF", ""] {
+        let ran = init("wrong", &[&format!("--compression={wrong}")]);
+        assert_eq!(ran.code, 2, "{wrong}: {}", ran.err);
+        for word in ["--compression", "from 1 (fastest) to 19", "'off'"] {
+            assert!(ran.err.contains(word), "{wrong}: {}", ran.err);
+        }
+    }
+    assert!(!world.path("wrong.txt").exists());
+    assert_eq!(world.server.accounts(), 0);
+    for (home, more, expected) in [
+        ("plain", &[][..], Compression::Zstd(1)),
+        ("off", &["--compression", "off"], Compression::Off),
+        ("small", &["--compression", "19"], Compression::Zstd(19)),
+    ] {
+        let ran = init(home, more);
+        assert_eq!(ran.code, 0, "{}", ran.err);
+        let made: serde_json::Value = serde_json::from_str(&ran.out).unwrap();
+        let account = AccountId::from_hex(made["account"].as_str().unwrap()).unwrap();
+        let chain = world.server.chain(&account);
+        let configured: Vec<_> = chain
+            .drives()
+            .values()
+            .map(|drive| drive.config.compression)
+            .collect();
+        assert_eq!(configured, [expected]);
+    }
+    let help = world.run("h", &["init", "--help"]).out;
+    for word in ["--compression <LEVEL>", "life of the drive", "[default: 1]"] {
+        assert!(help.contains(word), "{word}: {help}");
+    }
 }
 
 #[test]

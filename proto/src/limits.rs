@@ -9,8 +9,9 @@ pub const AVG_CHUNK: usize = 256 << 10;
 /// Shortest content-cut chunk, bytes (the last of a stream may be shorter). So near the average because what is
 /// skipped need not be whitened, which is the dearest part of cutting: a third of a stream is.
 pub const MIN_CHUNK: usize = 252 << 10;
-/// Longest tree node in plaintext, bytes.
-pub const MAX_NODE: usize = 16 << 10;
+/// Longest tree node in plaintext, bytes: far enough above the mean of leaves (10 KiB) that content cuts nearly all of
+/// them, because a node cut by its length may move the borders behind it.
+pub const MAX_NODE: usize = 24 << 10;
 /// Longest value in a tree record, bytes; longer ones become chunks.
 pub const MAX_VALUE: usize = 2 << 10;
 /// Smallest padded payload of a frame, bytes: below this every object looks alike.

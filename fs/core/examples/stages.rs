@@ -79,7 +79,7 @@ fn main() {
     }
     locks(&chunks, data.len());
     let mut sealer = Sealer::new(Arc::clone(&keys));
-    for compress in [Compress::Off, Compress::Zstd] {
+    for compress in [Compress::Off, Compress::DEFAULT] {
         let mut stored = 0;
         best(
             &format!("reference and seal, {compress:?}"),
@@ -104,7 +104,7 @@ fn main() {
         .iter()
         .map(|chunk| {
             let r = keys.reference(Kind::Data, chunk);
-            let object = sealer.seal(Kind::Data, &r, chunk, Compress::Zstd);
+            let object = sealer.seal(Kind::Data, &r, chunk, Compress::DEFAULT);
             (r, object.bytes)
         })
         .collect();
@@ -116,7 +116,7 @@ fn main() {
     best("all: cut, reference, seal (zstd)", data.len(), || {
         for chunk in cut(&data, &cutter) {
             let r = keys.reference(Kind::Data, chunk);
-            black_box(sealer.seal(Kind::Data, &r, chunk, Compress::Zstd));
+            black_box(sealer.seal(Kind::Data, &r, chunk, Compress::DEFAULT));
         }
     });
 }

@@ -10,8 +10,11 @@ use sealdrive_proto::id::{CommitHash, DeviceId, LinkHash};
 
 /// The only version written and read.
 const VERSION: u8 = 1;
-/// Format of drive records a reader must understand; raised when older programs would misread a drive.
-pub const MIN_FORMAT: u8 = 1;
+/// Format of drive records a reader must understand; raised when older programs would misread a drive. 2: tree nodes of
+/// version 2, cut to other lengths.
+pub const MIN_FORMAT: u8 = 2;
+/// Oldest format this program reads. Drives of format 1 were written by no released program.
+const OLDEST_FORMAT: u8 = 2;
 /// Most devices a body names: far above what one account enrols, and a body stays within a few size buckets.
 pub const MAX_HEADS: usize = 1024;
 const FIXED: usize = 1 + 1 + Reference::LEN + 8 + 8 + 32 + 8 + 4 + 8 + 8 + 2;
@@ -61,8 +64,13 @@ pub enum BadBody {
     #[error("commit body is malformed")]
     Malformed,
     /// Written for a newer program.
-    #[error("this drive needs a newer program: format {0}")]
+    #[error("this drive was written in format {0} and this program reads format {known} only: a newer one is needed",
+        known = MIN_FORMAT)]
     TooNew(u8),
+    /// Written by a program from before the first release.
+    #[error("this drive was written in format {0}, which no program reads since; the oldest read is {oldest}",
+        oldest = OLDEST_FORMAT)]
+    TooOld(u8),
 }
 
 impl CommitBody {
@@ -99,8 +107,11 @@ impl CommitBody {
         if fixed[0] != VERSION {
             return Err(BadBody::TooNew(fixed[0]));
         }
-        if fixed[1] > MIN_FORMAT {
-            return Err(BadBody::TooNew(fixed[1]));
+        match fixed[1] {
+            0 => return Err(BadBody::Malformed),
+            old if old < OLDEST_FORMAT => return Err(BadBody::TooOld(old)),
+            new if new > MIN_FORMAT => return Err(BadBody::TooNew(new)),
+            _ => {}
         }
         let mut fields = Fields(&fixed[2..]);
         let root = Reference::decode(fields.bytes(Reference::LEN)).ok_or(BadBody::Malformed)?;
@@ -138,7 +149,7 @@ impl CommitBody {
     }
 
     fn is_valid(&self) -> bool {
-        self.min_format != 0
+        (OLDEST_FORMAT..=MIN_FORMAT).contains(&self.min_format)
             && self.time_ns < NANOS_PER_SECOND
             && self.heads.len() <= MAX_HEADS
             && self.heads.is_sorted_by(|a, b| a.device < b.device)
@@ -223,6 +234,7 @@ mod tests {
         };
         assert_eq!(with(0, 2), Err(BadBody::TooNew(2)));
         assert_eq!(with(1, 9), Err(BadBody::TooNew(9)));
+        assert_eq!(with(1, 1), Err(BadBody::TooOld(1)));
         assert_eq!(with(1, 0), Err(BadBody::Malformed));
         assert_eq!(
             with(40, 0xff),

@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::node::{MEAN_NODE, Node, NodeBuilder, entry_len};
+use crate::node::{Node, NodeBuilder, entry_len, mean_len};
 use crate::record::{Key, MAX_KEY};
 use crate::reference::Reference;
 use crate::tree::{self, Cursor, Nodes, Root, TreeError};
@@ -77,7 +77,7 @@ where
     merge.finish(top.level().max(1), overlay_of(old, changes))
 }
 
-/// Whether the rule ends a node after this entry: true for one byte in [`MEAN_NODE`] on average, whatever stands around
+/// Whether the rule ends a node after this entry: true for one byte in [`mean_len`] on average, whatever stands around
 /// it.
 pub fn ends_node(node_key: &[u8; 32], level: u8, key: &[u8], entry_len: usize) -> bool {
     let mut input = [0; 1 + MAX_KEY];
@@ -88,7 +88,7 @@ pub fn ends_node(node_key: &[u8; 32], level: u8, key: &[u8], entry_len: usize) -
         .as_bytes()
         .split_first_chunk::<8>()
         .unwrap_or((&[0; 8], &[]));
-    u64::from_le_bytes(*head) < (entry_len as u64).saturating_mul(u64::MAX / MEAN_NODE)
+    u64::from_le_bytes(*head) < (entry_len as u64).saturating_mul(u64::MAX / mean_len(level))
 }
 
 /// Nodes not in memory on the paths to `keys` (rising), at most `limit`: fetch them together instead of one per

@@ -1,6 +1,6 @@
 //! A tree node: a run of entries of the ordered map, or of references to such runs.
 //!
-//! Layout: `1 ‖ level u8 ‖ count u16`, then the entries. Level 0: `klen u16 ‖ vlen u16 ‖ key ‖ value`. Above: `klen u16
+//! Layout: `2 ‖ level u8 ‖ count u16`, then the entries. Level 0: `klen u16 ‖ vlen u16 ‖ key ‖ value`. Above: `klen u16
 //! ‖ key ‖ reference41`, the key being the last one below. Invariant: a `Node` decoded from bytes encodes to the same
 //! bytes: keys rise strictly, all records known here are canonical, nothing is left over. Called by the tree and by
 //! node caches.
@@ -14,17 +14,27 @@ use crate::reference::Reference;
 /// Highest level a node may have. Every inner node but the last of its level has two children or more, so a tree of
 /// 2^32 leaves is lower than this.
 pub const MAX_LEVEL: u8 = 32;
-/// Node length aimed at, bytes: at this mean one 4 KiB overwrite costs little and 79,000 files make some thousand
-/// nodes.
-pub const MEAN_NODE: u64 = 6144;
+/// Leaf length aimed at, bytes. Records compress well: a shorter leaf packs to less than the smallest size bucket
+/// ([`MIN_BUCKET`](sealdrive_proto::limits::MIN_BUCKET)), and what an edit sends of it is mostly padding. A longer one
+/// is rewritten whole for one record.
+pub const MEAN_LEAF: u64 = 10 << 10;
+/// Length aimed at for nodes above the leaves, bytes. They are mostly hashes and do not compress, so they fill their
+/// buckets at any length, and every edit rewrites one on each level: shorter than leaves.
+pub const MEAN_INNER: u64 = 6 << 10;
 
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 const HEAD: usize = 4;
 
 /// Bytes that are no canonical node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("damaged tree node: {0}")]
-pub struct BadNode(pub &'static str);
+pub enum BadNode {
+    /// Not what any program of this format writes.
+    #[error("damaged tree node: {0}")]
+    Damaged(&'static str),
+    /// Written by a program of another format, or the first byte is damaged.
+    #[error("tree node of version {0}, and this program reads version {known} only", known = VERSION)]
+    Version(u8),
+}
 
 /// A decoded node: its bytes and where each entry begins.
 pub struct Node {
@@ -38,27 +48,30 @@ impl Node {
     /// Reads a node strictly.
     pub fn decode(bytes: Bytes) -> Result<Self, BadNode> {
         if bytes.len() > MAX_NODE {
-            return Err(BadNode("too long"));
+            return Err(BadNode::Damaged("too long"));
         }
         let &[version, level, low, high, ..] = &bytes[..] else {
-            return Err(BadNode("short"));
+            return Err(BadNode::Damaged("short"));
         };
-        if version != VERSION || level > MAX_LEVEL {
-            return Err(BadNode("version or level"));
+        if version != VERSION {
+            return Err(BadNode::Version(version));
+        }
+        if level > MAX_LEVEL {
+            return Err(BadNode::Damaged("level"));
         }
         let count = usize::from(u16::from_le_bytes([low, high]));
         if count > MAX_NODE / 4 || (count == 0 && level > 0) {
-            return Err(BadNode("count"));
+            return Err(BadNode::Damaged("count"));
         }
         let mut starts = Vec::with_capacity(count + 1);
         let mut at = HEAD;
         for _ in 0..count {
             starts.push(at as u16);
-            at = entry_end(&bytes, level, at).ok_or(BadNode("entry"))?;
+            at = entry_end(&bytes, level, at).ok_or(BadNode::Damaged("entry"))?;
         }
         starts.push(at as u16);
         if at != bytes.len() {
-            return Err(BadNode("left over"));
+            return Err(BadNode::Damaged("left over"));
         }
         let node = Self {
             bytes,
@@ -148,7 +161,7 @@ impl Node {
         for index in 0..self.len() {
             let (key, value) = self.split(index);
             if index > 0 && self.key(index - 1) >= key {
-                return Err(BadNode("order of keys"));
+                return Err(BadNode::Damaged("order of keys"));
             }
             let sound = match self.level {
                 0 => record::check(key, value).is_ok(),
@@ -159,7 +172,7 @@ impl Node {
                 }
             };
             if !sound {
-                return Err(BadNode("record"));
+                return Err(BadNode::Damaged("record"));
             }
         }
         Ok(())
@@ -247,6 +260,11 @@ impl NodeBuilder {
         self.bytes[2..HEAD].copy_from_slice(&self.count.to_le_bytes());
         self.bytes
     }
+}
+
+/// Node length aimed at on this level, bytes.
+pub fn mean_len(level: u8) -> u64 {
+    if level == 0 { MEAN_LEAF } else { MEAN_INNER }
 }
 
 /// Encoded length of an entry.

@@ -34,8 +34,8 @@ use crate::unlock::Where;
 
 /// Generation of a new account root, and of its first slot and box.
 const FIRST: u64 = 1;
-/// zstd level of new drives: the fastest, because a disk and a line wait for no compressor.
-const ZSTD_LEVEL: u8 = 1;
+/// How new drives compress unless told otherwise: the fastest level, because a disk and a line wait for no compressor.
+pub const DEFAULT_COMPRESSION: Compression = Compression::Zstd(1);
 const PENDING: &str = "pending-registration";
 
 /// What is asked for.
@@ -44,6 +44,8 @@ pub struct NewAccount<'a> {
     pub connect: &'a ConnectString,
     /// Name of its first drive.
     pub drive: &'a str,
+    /// How its content is compressed; fixed for the drive's life, [`DEFAULT_COMPRESSION`] unless asked for.
+    pub compression: Compression,
     /// Opens the login slot together with the kit.
     pub passphrase: &'a str,
     /// Whether this machine's keystore asks for it as well.
@@ -296,7 +298,7 @@ impl Made {
             &clock::entropy()?,
             &self.keystore.secrets,
         );
-        let create = self.create_drive(wanted.drive)?;
+        let create = self.create_drive(wanted)?;
         let local = fresh()?;
         let drive = DriveId::of(&create);
         self.keystore.drives.push(DriveKeys {
@@ -321,16 +323,16 @@ impl Made {
         })
     }
 
-    fn create_drive(&self, name: &str) -> Result<Link, AccountError> {
+    fn create_drive(&self, wanted: &NewAccount<'_>) -> Result<Link, AccountError> {
         let account = self.account();
         let keys = DomainKeys::derive(self.chain.private_domain(), &self.keystore.secrets);
         let nonce = clock::entropy()?;
-        let label = Labels::new(account, keys).seal(Target::Drive(nonce), name);
+        let label = Labels::new(account, keys).seal(Target::Drive(nonce), wanted.drive);
         let config = DriveConfig {
             min_chunk: MIN_CHUNK as u32,
             avg_chunk: AVG_CHUNK as u32,
             max_chunk: MAX_CHUNK as u32,
-            compression: Compression::Zstd(ZSTD_LEVEL),
+            compression: wanted.compression,
         };
         let key = self.keystore.signing_key();
         let signer = Signer::Device(DeviceId::of(&key.verifying_key()));

@@ -33,7 +33,7 @@ use crate::remote::grpc::{CallNumbers, Grpc, Identity, Server};
 use crate::remote::{Remote, RemoteError};
 use crate::unlock::{UnlockError, Where};
 
-pub use init::{Founded, NewAccount, finish_init, init};
+pub use init::{DEFAULT_COMPRESSION, Founded, NewAccount, finish_init, init};
 pub use numbers::Numbers;
 pub use recover::{Recovered, Recovery, recover};
 

@@ -5,6 +5,7 @@
 
 use std::io::ErrorKind;
 
+use sealdrive_core::commit_body::BadBody;
 use sealdrive_core::passphrase::PassphraseError;
 use sealdrive_core::slot::SlotError;
 
@@ -234,6 +235,14 @@ impl From<EngineError> for Failure {
             EngineError::Chain(_) => (
                 Exit::Tampered,
                 "the server may have been rolled back or changed; nothing was written to it",
+            ),
+            EngineError::Format(BadBody::TooOld(_)) => (
+                Exit::MountFailed,
+                "nothing was changed: copy the files out with the program that wrote it, into a new drive",
+            ),
+            EngineError::Format(_) => (
+                Exit::MountFailed,
+                "nothing was changed: mount with the newer `sealdrive` that wrote it",
             ),
             EngineError::Root(BlobError::Unreachable(_)) => {
                 (Exit::Unreachable, "try again with the server in reach")

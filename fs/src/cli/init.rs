@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use clap::Parser;
 use sealdrive_core::passphrase::Argon2Cost;
 use sealdrive_proto::connect::ConnectString;
+use sealdrive_proto::link::{Compression, MAX_ZSTD_LEVEL};
 use serde::Serialize;
 
 use super::exit::{Exit, Failure};
@@ -37,6 +38,15 @@ pub(super) struct Init {
     /// Name of the drive.
     #[arg(long, default_value = "drive", value_name = "NAME")]
     drive: String,
+    /// How file content is compressed: a zstd level from 1 to 19, or 'off'.
+    ///
+    /// Fixed for the life of the drive, and honoured by every machine that mounts it. 1 is the fastest; a higher level
+    /// stores and sends less, and takes more processor time when something is written (hardly any when it is read).
+    /// What does not get smaller is stored as it is at any level. 'off' spends no time on it and stores more; it also
+    /// keeps the server from seeing, in the sizes of what it stores, how well content compresses. Names and attributes
+    /// are compressed in any case.
+    #[arg(long, default_value = "1", value_parser = compression, value_name = "LEVEL")]
+    compression: Compression,
     /// Where to write the recovery kit (a new file).
     #[arg(long, value_name = "FILE")]
     kit: Option<PathBuf>,
@@ -77,6 +87,7 @@ impl Init {
         let wanted = NewAccount {
             connect: &connect,
             drive: &self.drive,
+            compression: self.compression,
             passphrase: &new_passphrase,
             ask_passphrase: self.ask_passphrase,
             kit: &kit,
@@ -84,6 +95,19 @@ impl Init {
         };
         let founded = runtime.block_on(account::init(&session.home, &wanted))?;
         Ok(tell(session, &founded, &self.drive))
+    }
+}
+
+/// Parses what `--compression` gave.
+fn compression(text: &str) -> Result<Compression, String> {
+    if text == "off" {
+        return Ok(Compression::Off);
+    }
+    match text.parse() {
+        Ok(level @ 1..=MAX_ZSTD_LEVEL) => Ok(Compression::Zstd(level)),
+        _ => Err(format!(
+            "give a level from 1 (fastest) to {MAX_ZSTD_LEVEL} (smallest), or 'off'"
+        )),
     }
 }
 

@@ -27,6 +27,7 @@ use super::decoded::Decoded;
 use super::events::{EventKind, Events};
 use super::fetch::Fetcher;
 use super::flights::Flights;
+use super::local::Owner;
 use crate::clock;
 use crate::limits::{CALL_DEADLINE, DECODED_BUDGET};
 use crate::remote::RemoteError;
@@ -63,6 +64,8 @@ pub(super) struct Blobs {
     keys: Arc<DomainKeys>,
     local: Arc<LocalKeys>,
     sealers: Mutex<Vec<Sealer>>,
+    /// How the drive wants its content compressed.
+    content: Compress,
     decoded: Decoded,
     flights: Flights<(Kind, Cid, u8), Result<Bytes, BlobError>>,
     fetcher: Option<Fetcher>,
@@ -78,24 +81,23 @@ impl Blobs {
     /// `copies` leads to the thread that writes verified objects into the cache.
     pub(super) fn new(
         store: Arc<Store>,
-        keys: Arc<DomainKeys>,
-        local: Arc<LocalKeys>,
+        owner: &Owner,
         fetcher: Option<Fetcher>,
         copies: SyncSender<(Sid, Bytes)>,
         events: Arc<Events>,
-        crash: CrashPoints,
     ) -> Self {
         Self {
-            crash,
+            crash: owner.crash.clone(),
             store,
-            keys,
+            keys: Arc::clone(&owner.keys),
             sealers: Mutex::default(),
+            content: owner.compress,
             decoded: Decoded::new(DECODED_BUDGET),
             flights: Flights::default(),
             fetcher,
             copies,
             events,
-            local,
+            local: Arc::clone(&owner.local),
             closing: AtomicBool::new(false),
             variants: Mutex::default(),
         }
@@ -121,7 +123,6 @@ impl Blobs {
         sealer: &mut Sealer,
         kind: Kind,
         plain: &[u8],
-        compress: Compress,
     ) -> Result<Reference, StoreError> {
         let mut reference = self.keys.reference(kind, plain);
         reference.variant = lock(&self.variants)
@@ -130,6 +131,11 @@ impl Blobs {
             .unwrap_or(0);
         let sid = self.keys.sid(kind, &reference);
         if self.store.known(&sid)?.is_none() {
+            // The switch is for content: what a tree node compresses to tells nothing of that.
+            let compress = match kind {
+                Kind::Data => self.content,
+                _ => Compress::DEFAULT,
+            };
             let sealed = sealer.seal(kind, &reference, plain, compress);
             assert_eq!(
                 sealed.sid, sid,
@@ -284,7 +290,7 @@ impl Blobs {
         let plain = self.read_local(kind, reference)?.ok_or(BlobError::Lost)?;
         let variant = reference.variant.checked_add(1).ok_or(BlobError::Lost)?;
         lock(&self.variants).insert(reference.cid, variant);
-        self.with_sealer(|sealer| self.put(sealer, kind, &plain, Compress::Zstd))?;
+        self.with_sealer(|sealer| self.put(sealer, kind, &plain))?;
         Ok(())
     }
 
@@ -308,7 +314,7 @@ impl Blobs {
         let Some(plain) = plain else {
             return Ok(false);
         };
-        let again = self.with_sealer(|sealer| self.put(sealer, kind, &plain, Compress::Zstd))?;
+        let again = self.with_sealer(|sealer| self.put(sealer, kind, &plain))?;
         Ok(again.cid == reference.cid)
     }
 

@@ -9,7 +9,6 @@ use std::time::Instant;
 
 use sealdrive_core::merge;
 use sealdrive_core::reference::Reference;
-use sealdrive_core::seal::Compress;
 use sealdrive_core::tree::{Root, TreeError};
 use sealdrive_proto::id::Kind;
 
@@ -191,7 +190,7 @@ fn merge_frozen(
     let edits = frozen.overlay.iter();
     let root = shared.blobs.with_sealer(|sealer| {
         let mut put = |node: &[u8]| -> Result<Reference, CheckpointError> {
-            Ok(shared.blobs.put(sealer, Kind::Tree, node, Compress::Zstd)?)
+            Ok(shared.blobs.put(sealer, Kind::Tree, node)?)
         };
         merge::apply(
             &*shared.blobs,

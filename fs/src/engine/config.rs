@@ -11,9 +11,10 @@ use ed25519_dalek::SigningKey;
 use sealdrive_core::chunk::ChunkSizes;
 use sealdrive_core::keys::DomainKeys;
 use sealdrive_core::local::LocalKeys;
+use sealdrive_core::seal::Compress;
 use sealdrive_pack::Medium;
 use sealdrive_proto::id::{DeviceId, DriveId};
-use sealdrive_proto::link::AccountChain;
+use sealdrive_proto::link::{AccountChain, DriveConfig};
 
 use super::crash::CrashPoints;
 use crate::limits::{CACHE_BUDGET, COMMIT_INTERVAL, OUTBOX_BUDGET};
@@ -99,10 +100,20 @@ impl EngineConfig {
     /// the default: that is opened just as well, only found again less often.
     pub(super) fn chunk_sizes(&self) -> ChunkSizes {
         let size = |bytes| usize::try_from(bytes).unwrap_or(usize::MAX);
-        let drive = self.account.drives().get(&self.drive);
-        drive
-            .map(|drive| &drive.config)
+        self.drive_config()
             .and_then(|c| ChunkSizes::new(size(c.min_chunk), size(c.avg_chunk), size(c.max_chunk)))
             .unwrap_or(ChunkSizes::DEFAULT)
+    }
+
+    /// How this drive compresses content: as it was made, on every machine, so that a drive that hides compressibility
+    /// hides it wherever it is written.
+    pub(super) fn compress(&self) -> Compress {
+        self.drive_config()
+            .map_or(Compress::DEFAULT, |config| config.compression.into())
+    }
+
+    fn drive_config(&self) -> Option<&DriveConfig> {
+        let drive = self.account.drives().get(&self.drive)?;
+        Some(&drive.config)
     }
 }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use sealdrive_core::keys::DomainKeys;
 use sealdrive_core::local::LocalKeys;
+use sealdrive_core::seal::Compress;
 use sealdrive_pack::Medium;
 use sealdrive_proto::id::{DriveId, Sid};
 use sealdrive_runtime::channel::{Receiver, sync_channel};
@@ -29,6 +30,8 @@ pub(super) struct Owner {
     pub(super) keys: Arc<DomainKeys>,
     pub(super) local: Arc<LocalKeys>,
     pub(super) cache_budget: u64,
+    /// How content is compressed.
+    pub(super) compress: Compress,
     pub(super) crash: CrashPoints,
 }
 
@@ -53,23 +56,20 @@ impl Local {
         let records = Records::open(dir, owner.drive, &owner.local)?;
         let store = Arc::new(Store::open(Arc::clone(dir), owner.cache_budget)?);
         let (sender, copies) = sync_channel(CACHE_QUEUE);
-        let (keys, local) = (Arc::clone(&owner.keys), Arc::clone(&owner.local));
         let events = Arc::clone(events);
         let journal = dir
             .directory("journal")
             .map_err(|e| EngineError::Io("opening the journal", e))?;
-        let (journal, replay) = Journal::open(journal, owner.drive, Arc::clone(&local))?;
+        let (journal, replay) = Journal::open(journal, owner.drive, Arc::clone(&owner.local))?;
         tell_damage(&events, &records, &store, &replay);
         Ok(Self {
             records,
             blobs: Arc::new(Blobs::new(
                 Arc::clone(&store),
-                keys,
-                local,
+                owner,
                 fetcher,
                 sender,
                 events,
-                owner.crash.clone(),
             )),
             store,
             copies,

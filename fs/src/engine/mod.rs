@@ -41,6 +41,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use sealdrive_core::commit_body::BadBody;
 use sealdrive_core::record::Ino;
 use sealdrive_core::reference::Reference;
 use sealdrive_proto::id::Kind;
@@ -98,6 +99,9 @@ pub enum EngineError {
     /// What the server shows does not verify.
     #[error(transparent)]
     Chain(#[from] ChainError),
+    /// The drive was written in a format that this program does not read.
+    #[error(transparent)]
+    Format(BadBody),
     /// The drive's root cannot be read.
     #[error("the drive's root directory cannot be read: {0}")]
     Root(#[source] BlobError),

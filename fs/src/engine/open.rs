@@ -8,8 +8,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use sealdrive_core::commit_body::CommitBody;
-use sealdrive_core::history::{HistoryError, Pins};
+use sealdrive_core::commit_body::{BadBody, CommitBody};
+use sealdrive_core::history::{BadPins, HistoryError, Pins};
 use sealdrive_core::local::LocalKeys;
 use sealdrive_core::seal::commit_location;
 use sealdrive_core::tree::Root;
@@ -66,7 +66,7 @@ impl Records {
             pins,
             commit,
             found_checkpoint: found_checkpoint.map(decode).transpose()?,
-            found_pins: found_pins.and_then(|bytes| parse_pins(&bytes)),
+            found_pins: found_pins.map_or(Ok(None), |bytes| parse_pins(&bytes))?,
             found_commit: found_commit.and_then(|bytes| Pending::decode(&bytes)),
             pins_damaged,
         })
@@ -235,7 +235,10 @@ fn join(
     let plain = blobs
         .with_sealer(|s| s.open_located(Kind::Commit, &location, &head.body))
         .map_err(|e| broken(e.to_string()))?;
-    let body = CommitBody::decode(&plain).map_err(|e| broken(e.to_string()))?;
+    let body = CommitBody::decode(&plain).map_err(|e| match e {
+        BadBody::Malformed => broken(e.to_string()),
+        other_format => EngineError::Format(other_format),
+    })?;
     let checkpoint = Checkpoint {
         root: Some(Root(body.root)),
         seq: body.op_seq,
@@ -252,7 +255,13 @@ pub(super) fn pins_bytes(author: &DeviceId, pins: &Pins) -> Vec<u8> {
     [author.as_bytes().as_slice(), &pins.encode()].concat()
 }
 
-fn parse_pins(bytes: &[u8]) -> Option<(DeviceId, Pins)> {
-    let (author, pins) = bytes.split_at_checked(DeviceId::LEN)?;
-    Some((DeviceId::try_from(author).ok()?, Pins::decode(pins).ok()?))
+fn parse_pins(bytes: &[u8]) -> Result<Option<(DeviceId, Pins)>, EngineError> {
+    let Some((author, pins)) = bytes.split_first_chunk::<{ DeviceId::LEN }>() else {
+        return Ok(None);
+    };
+    match Pins::decode(pins) {
+        Ok(pins) => Ok(Some((DeviceId(*author), pins))),
+        Err(BadPins::Format(other)) => Err(EngineError::Format(other)),
+        Err(BadPins::Malformed) => Ok(None),
+    }
 }

@@ -12,7 +12,6 @@ use bytes::{Bytes, BytesMut};
 use sealdrive_core::chunk::{ChunkSizes, CutStream};
 use sealdrive_core::record::{Extent, Ino};
 use sealdrive_core::reference::Reference;
-use sealdrive_core::seal::Compress;
 use sealdrive_proto::id::Kind;
 use sealdrive_proto::limits::MAX_CHUNK;
 use sealdrive_runtime::channel::{Receiver, SyncSender, sync_channel};
@@ -290,7 +289,7 @@ fn work(shared: &Shared, queue: &Mutex<Receiver<Task>>) {
         let _done = Turn { shared, job: &job };
         let put = shared
             .blobs
-            .with_sealer(|sealer| shared.blobs.put(sealer, Kind::Data, &plain, Compress::Zstd));
+            .with_sealer(|sealer| shared.blobs.put(sealer, Kind::Data, &plain));
         match put {
             Ok(reference) => {
                 job.references

@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use double::{Double, Lie};
 use sealdrive::account::{
-    AccountError, Founded, NewAccount, Numbers, Opened, Recovered, Recovery, finish_init, init,
-    recover,
+    AccountError, DEFAULT_COMPRESSION, Founded, NewAccount, Numbers, Opened, Recovered, Recovery,
+    finish_init, init, recover,
 };
 use sealdrive::home::{Home, HomeError};
 use sealdrive::remote::RemoteError;
@@ -57,6 +57,7 @@ impl World {
         let wanted = NewAccount {
             connect,
             drive: "work",
+            compression: DEFAULT_COMPRESSION,
             passphrase: PASSPHRASE,
             ask_passphrase,
             kit: &self.kit(name),

@@ -44,7 +44,12 @@ pub struct World {
 
 impl World {
     pub fn new() -> Self {
-        let (account, drive) = account();
+        Self::compressing(Compression::Zstd(1))
+    }
+
+    /// A drive that was made with this compression.
+    pub fn compressing(compression: Compression) -> Self {
+        let (account, drive) = account(compression);
         Self {
             server: MemoryServer::new(),
             account,
@@ -112,7 +117,7 @@ pub fn device(n: u8) -> DeviceId {
     device_keys(n).id()
 }
 
-fn account() -> (AccountChain, DriveId) {
+fn account(compression: Compression) -> (AccountChain, DriveId) {
     let genesis = Genesis {
         salt: [9; 32],
         device: device_keys(1),
@@ -135,7 +140,6 @@ fn account() -> (AccountChain, DriveId) {
             label: Vec::new(),
         });
     }
-    let compression = Compression::Zstd(1);
     let config = DriveConfig {
         min_chunk: 128 << 10,
         avg_chunk: 320 << 10,

@@ -14,8 +14,8 @@ use crate::limits::{MAX_CHUNK, MAX_LABEL, MAX_REVOKED_HEADS};
 pub(super) const BOX_PK_LEN: usize = 1216;
 /// Smallest `min` the chunker accepts, bytes (fastcdc v2020 jumps over the first `min` bytes in pairs).
 const MIN_MIN_CHUNK: u32 = 128;
-/// Highest zstd level.
-const MAX_ZSTD_LEVEL: u8 = 19;
+/// Highest zstd level: those above are for windows far longer than a chunk.
+pub const MAX_ZSTD_LEVEL: u8 = 19;
 
 /// The public keys of one device.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -7,7 +7,9 @@
 mod body;
 mod chain;
 
-pub use body::{Compression, DeviceKeys, DriveConfig, DriveHead, Genesis, LinkBody};
+pub use body::{
+    Compression, DeviceKeys, DriveConfig, DriveHead, Genesis, LinkBody, MAX_ZSTD_LEVEL,
+};
 pub use chain::{AccountChain, ChainError, Device, Drive};
 
 use ed25519_dalek::{Signature, Signer as _, SigningKey, VerifyingKey};

@@ -6,7 +6,7 @@
 //! Called by the engine, which keeps them in a file of two alternating sealed copies (FORMAT.md, "Local records").
 
 use super::{HistoryError, Verified};
-use crate::commit_body::CommitBody;
+use crate::commit_body::{BadBody, CommitBody};
 use sealdrive_proto::commit::{SignedCommit, skip_seq};
 use sealdrive_proto::fields::{Fields, Misshapen};
 use sealdrive_proto::id::{CommitHash, LinkHash};
@@ -32,12 +32,27 @@ pub struct Pins {
 
 /// Bytes are not pins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("pins are malformed")]
-pub struct BadPins;
+pub enum BadPins {
+    /// Not what this program writes.
+    #[error("pins are malformed")]
+    Malformed,
+    /// The pinned commit is of a format this program does not read.
+    #[error(transparent)]
+    Format(BadBody),
+}
 
 impl From<Misshapen> for BadPins {
     fn from(_: Misshapen) -> Self {
-        Self
+        Self::Malformed
+    }
+}
+
+impl From<BadBody> for BadPins {
+    fn from(body: BadBody) -> Self {
+        match body {
+            BadBody::Malformed => Self::Malformed,
+            other => Self::Format(other),
+        }
     }
 }
 
@@ -171,7 +186,7 @@ impl Pins {
     pub fn decode(bytes: &[u8]) -> Result<Self, BadPins> {
         let mut fields = Fields::new(bytes);
         if fields.u8()? != VERSION {
-            return Err(BadPins);
+            return Err(BadPins::Malformed);
         }
         let mut pins = Self::none();
         pins.seq = fields.u64()?;
@@ -181,13 +196,13 @@ impl Pins {
         pins.slot_generation = fields.u64()?;
         let count = usize::from(fields.u8()?);
         if count > MAX_SPINE {
-            return Err(BadPins);
+            return Err(BadPins::Malformed);
         }
         let mut expected = pins.seq;
         for _ in 0..count {
             let (seq, hash) = (fields.u64()?, CommitHash(fields.array()?));
             if seq != expected || seq == 0 {
-                return Err(BadPins);
+                return Err(BadPins::Malformed);
             }
             pins.spine.push((seq, hash));
             expected = skip_seq(expected);
@@ -197,13 +212,13 @@ impl Pins {
             .first()
             .map_or(CommitHash::NONE, |(_, hash)| *hash);
         if expected != 0 || newest != pins.hash {
-            return Err(BadPins);
+            return Err(BadPins::Malformed);
         }
         let body_len = fields.u32()? as usize;
         let body = fields.bytes(body_len)?;
         fields.finish()?;
         if !body.is_empty() {
-            pins.body = Some(CommitBody::decode(body).map_err(|_| BadPins)?);
+            pins.body = Some(CommitBody::decode(body)?);
         }
         Ok(pins)
     }

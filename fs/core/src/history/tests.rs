@@ -1,7 +1,7 @@
 //! Every pin against every head, honest and not: rollback, fork, foreign, revoked, forgetful.
 
 use super::*;
-use crate::commit_body::{CommitBody, Head};
+use crate::commit_body::{CommitBody, Head, MIN_FORMAT};
 use crate::reference::Reference;
 use ed25519_dalek::SigningKey;
 use proptest::prelude::*;
@@ -122,7 +122,7 @@ fn body(heads: &[(u8, u64)]) -> CommitBody {
         hash: CommitHash([*seq as u8; 32]),
     };
     CommitBody {
-        min_format: 1,
+        min_format: MIN_FORMAT,
         root: Reference {
             epoch: Epoch(1),
             cid: Cid([1; 32]),

@@ -102,14 +102,9 @@ impl Sealer {
     /// Buffers are reserved whole (2.3 MiB of address space), because one that grew would leave unwiped copies
     /// behind.
     pub fn new(keys: Arc<DomainKeys>) -> Self {
-        Self::with_level(keys, DEFAULT_LEVEL)
-    }
-
-    /// The same with the zstd level of the drive's configuration, 1 to 19.
-    pub fn with_level(keys: Arc<DomainKeys>, level: u8) -> Self {
         Self {
             keys,
-            coder: Coder::new(level),
+            coder: Coder::new(),
             scratch: Vec::with_capacity(MAX_OBJECT),
         }
     }
@@ -156,7 +151,7 @@ impl Sealer {
     /// Seals what is named by its place instead of its content (commit bodies, labels); see [`commit_location`].
     /// Opening it proves key and place, not freshness: a signature over the object's hash must stand beside it.
     pub fn seal_located(&mut self, kind: Kind, location: &[u8; 32], plaintext: &[u8]) -> Bytes {
-        self.seal_named(kind, 0, location, plaintext, Compress::Zstd)
+        self.seal_named(kind, 0, location, plaintext, Compress::DEFAULT)
             .bytes
     }
 
@@ -183,10 +178,7 @@ impl Sealer {
             (1..=MAX_CHUNK).contains(&plain.len()),
             "a chunk has 1 to MAX_CHUNK bytes"
         );
-        let packed = match compress {
-            Compress::Zstd => self.coder.compress(plain),
-            Compress::Off => None,
-        };
+        let packed = self.coder.compress(plain, compress);
         let (codec, payload) = packed.map_or((Codec::Raw, plain), |payload| (Codec::Zstd, payload));
         let epoch = self.keys.current();
         let keys = epoch.kind(kind);

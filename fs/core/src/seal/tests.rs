@@ -18,7 +18,7 @@ fn sealer() -> Sealer {
 
 fn sealed(sealer: &mut Sealer, plaintext: &[u8]) -> (Reference, Vec<u8>) {
     let r = sealer.keys().reference(Kind::Data, plaintext);
-    let object = sealer.seal(Kind::Data, &r, plaintext, Compress::Zstd);
+    let object = sealer.seal(Kind::Data, &r, plaintext, Compress::DEFAULT);
     assert_eq!(object.sid, sealer.keys().sid(Kind::Data, &r));
     (r, object.bytes.to_vec())
 }
@@ -54,7 +54,7 @@ fn round_trip_at_every_border() {
         MAX_CHUNK,
     ] {
         for plaintext in [vec![b'a'; len], noise(len)] {
-            for compress in [Compress::Off, Compress::Zstd] {
+            for compress in [Compress::Off, Compress::DEFAULT] {
                 let r = s.keys().reference(Kind::Tree, &plaintext);
                 let one = s.seal(Kind::Tree, &r, &plaintext, compress);
                 let two = s.seal(Kind::Tree, &r, &plaintext, compress);
@@ -136,7 +136,7 @@ fn every_pair_of_kinds_is_refused() {
     let mut s = sealer();
     for sealed_as in KINDS {
         let r = s.keys().reference(sealed_as, b"one plaintext");
-        let object = s.seal(sealed_as, &r, b"one plaintext", Compress::Zstd);
+        let object = s.seal(sealed_as, &r, b"one plaintext", Compress::DEFAULT);
         for opened_as in KINDS {
             let result = s.open(opened_as, &r, &object.bytes);
             assert_eq!(
@@ -253,7 +253,7 @@ fn frames_of_a_key_holder_are_still_checked() {
     let bomb = zstd::bulk::compress(&vec![0; 3_000_000], 3).expect("compresses");
     let mut room = Vec::new();
     frame::append(Codec::Zstd, 1_000_000, &bomb, &mut room);
-    let mut coder = Coder::new(DEFAULT_LEVEL);
+    let mut coder = Coder::new();
     assert_eq!(
         read_frame(&mut coder, &room),
         Err(OpenError::Payload),
@@ -287,7 +287,7 @@ fn a_later_epoch_answers_an_older_reference() {
     let mut old = sealer();
     let mut new = Sealer::new(Arc::new(DomainKeys::derive(DomainId([5; 32]), &later)));
     let (r, object) = sealed(&mut old, b"content");
-    let again = new.seal(Kind::Data, &r, b"content", Compress::Zstd);
+    let again = new.seal(Kind::Data, &r, b"content", Compress::DEFAULT);
     assert_eq!(
         ObjectHeader::parse(&again.bytes).map(|h| h.epoch),
         Ok(Epoch(2))
@@ -357,7 +357,7 @@ proptest! {
     fn any_content_round_trips(plaintext in proptest::collection::vec(any::<u8>(), 1..20_000), variant: u8) {
         let mut s = sealer();
         let r = Reference { variant, ..s.keys().reference(Kind::Data, &plaintext) };
-        let object = s.seal(Kind::Data, &r, &plaintext, Compress::Zstd);
+        let object = s.seal(Kind::Data, &r, &plaintext, Compress::DEFAULT);
         prop_assert_eq!(s.open(Kind::Data, &r, &object.bytes), Ok(plaintext.into()));
     }
 

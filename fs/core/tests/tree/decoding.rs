@@ -1,7 +1,7 @@
 //! The node decoder: takes what was encoded, refuses the rest, never panics.
 
 use bytes::Bytes;
-use sealdrive_core::node::Node;
+use sealdrive_core::node::{BadNode, Node};
 use sealdrive_core::overlay::Overlay;
 use sealdrive_core::record::{Dentry, Edit, Extent, FileKind, Inode, Key, Time, Value};
 use sealdrive_proto::limits::MAX_NODE;
@@ -86,7 +86,7 @@ fn the_decoder_takes_exactly_what_was_encoded() {
             let mut random: Vec<u8> = (0..len).map(|_| dice.roll() as u8).collect();
             let _ = Node::decode(Bytes::from(random.clone()));
             if len > 4 {
-                random[..4].copy_from_slice(&[1, dice.below(2) as u8, dice.below(9) as u8, 0]);
+                random[..4].copy_from_slice(&[2, dice.below(2) as u8, dice.below(9) as u8, 0]);
                 random[4..]
                     .iter_mut()
                     .step_by(2)
@@ -105,7 +105,7 @@ fn a_node_with_a_bad_record_is_refused() {
             (value.len() as u16).to_le_bytes(),
         ]
         .concat();
-        Node::decode(Bytes::from([&[1, 0, 1, 0][..], &head, key, value].concat()))
+        Node::decode(Bytes::from([&[2, 0, 1, 0][..], &head, key, value].concat()))
     };
     let dentry = Dentry {
         ino: 2,
@@ -132,11 +132,17 @@ fn a_node_with_a_bad_record_is_refused() {
         "records of later versions are kept"
     );
     assert!(with(Key::drive(200, b"later").as_bytes(), &[9; 2049]).is_err());
-    assert!(Node::decode(Bytes::from_static(&[1, 0, 0, 0])).is_ok_and(|node| node.is_empty()));
+    assert!(Node::decode(Bytes::from_static(&[2, 0, 0, 0])).is_ok_and(|node| node.is_empty()));
     assert!(
-        Node::decode(Bytes::from_static(&[1, 1, 0, 0])).is_err(),
+        Node::decode(Bytes::from_static(&[2, 1, 0, 0])).is_err(),
         "only a leaf may be empty"
     );
-    assert!(Node::decode(Bytes::from_static(&[2, 0, 0, 0])).is_err());
-    assert!(Node::decode(Bytes::from_static(&[1, 33, 0, 0])).is_err());
+    assert!(Node::decode(Bytes::from_static(&[2, 33, 0, 0])).is_err());
+    for version in [0, 1, 3, 255] {
+        let other = Node::decode(Bytes::from(vec![version, 0, 0, 0]));
+        let refusal = other.expect_err("another version is not read");
+        assert_eq!(refusal, BadNode::Version(version));
+        let said = refusal.to_string();
+        assert!(said.contains(&format!("version {version},")) && said.contains("version 2"));
+    }
 }

@@ -1,4 +1,4 @@
-//! Bytes that must never change: a node, a record of each kind, a root, a journal segment. Made by format 1.
+//! Bytes that must never change: a node, a record of each kind, a root, a journal segment. Made by format 2.
 
 use bytes::Bytes;
 use sealdrive_core::journal::{Entry, SegmentHeader, SegmentWriter};
@@ -8,7 +8,7 @@ use sealdrive_core::record::{Dentry, Edit, Extent, FileKind, Inode, Key, Time, V
 use sealdrive_core::reference::Reference;
 use sealdrive_proto::id::{Cid, DriveId, Epoch};
 
-use crate::world::Store;
+use crate::world::{Model, Store, apply_to_model, rebuild};
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
@@ -66,15 +66,18 @@ fn records_nodes_roots_and_journals_keep_their_bytes() {
     let bytes = store.nodes.borrow()[&node.0].bytes().clone();
     // version, level, count | key and value length | key | version, kind, flags, mode, uid, gid, nlink | size,
     // generation | mtime, atime | allocated
-    let expected = "01000100 09003d00 000000000000000100 010109 a001 e8030000 64000000 01000000 \
+    let expected = "02000100 09003d00 000000000000000100 010109 a001 e8030000 64000000 01000000 \
                     e803000000000000 00000000 6bffffffffffffffffc99a3b 0700000000000000ffc99a3b \
                     0000000000000000";
     assert_eq!(hex(&bytes), expected.replace(' ', ""));
     let root = store.apply(None, &edits());
     // The root under BLAKE3 without a key in place of the cid.
     let expected =
-        "01000000 bf59bb96b673fafa359e37ba9660ee508ba44ac20164fa631e101ef32e1edbb1 80040000 00";
+        "01000000 782c48c5c7fe23da7ef03a9df04d0d70d9f64c1e9517f18548cf6908374889ba 3b030000 00";
     assert_eq!(hex(&root.0.encode()), expected.replace(' ', ""));
+    let mut model = Model::new();
+    apply_to_model(&mut model, &edits());
+    assert_eq!(root.0, rebuild(&model), "by the letter of FORMAT.md");
     let keys = LocalKeys::derive(&[1; 32], &[2; 32]);
     let header = SegmentHeader {
         drive: DriveId([5; 32]),

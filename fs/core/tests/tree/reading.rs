@@ -189,7 +189,7 @@ fn nodes_in_the_wrong_place_are_damage() {
             })
             .collect();
         store
-            .put(&[&[1, 0, keys.len() as u8, 0][..], &entries].concat())
+            .put(&[&[2, 0, keys.len() as u8, 0][..], &entries].concat())
             .unwrap()
     };
     let inner = |level: u8, children: &[(u64, Reference)]| {
@@ -206,7 +206,7 @@ fn nodes_in_the_wrong_place_are_damage() {
             .collect();
         Root(
             store
-                .put(&[&[1, level, children.len() as u8, 0][..], &entries].concat())
+                .put(&[&[2, level, children.len() as u8, 0][..], &entries].concat())
                 .unwrap(),
         )
     };

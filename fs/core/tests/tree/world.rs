@@ -100,7 +100,7 @@ pub(crate) fn rebuild(model: &Model) -> Reference {
             }
             entry.extend(key);
             entry.extend(value);
-            if !open || 4 + nodes.last().unwrap().1.len() + entry.len() > 16384 {
+            if !open || 4 + nodes.last().unwrap().1.len() + entry.len() > 24576 {
                 nodes.push((0, Vec::new(), Vec::new()));
             }
             let node = nodes.last_mut().unwrap();
@@ -109,17 +109,18 @@ pub(crate) fn rebuild(model: &Model) -> Reference {
             node.2 = key.clone();
             let hash = blake3::keyed_hash(&NODE_KEY, &[&[level], &key[..]].concat());
             let hash = u64::from_le_bytes(hash.as_bytes()[..8].try_into().unwrap());
+            let mean = if level == 0 { 10240 } else { 6144 };
             let threshold =
-                u64::try_from(entry.len() as u128 * ((1u128 << 64) / 6144)).unwrap_or(u64::MAX);
+                u64::try_from(entry.len() as u128 * ((1u128 << 64) / mean)).unwrap_or(u64::MAX);
             open = !(hash < threshold && (level == 0 || node.0 >= 2));
         }
         if nodes.is_empty() {
-            return name(&[1, 0, 0, 0]);
+            return name(&[2, 0, 0, 0]);
         }
         let named: Vec<_> = nodes
             .into_iter()
             .map(|(count, body, last)| {
-                let bytes = [&[1, level][..], &count.to_le_bytes(), &body].concat();
+                let bytes = [&[2, level][..], &count.to_le_bytes(), &body].concat();
                 (last, name(&bytes))
             })
             .collect();
@@ -169,6 +170,13 @@ pub(crate) const PROFILES: [Profile; 5] = [
         value_max: 2048,
     },
 ];
+
+/// Long keys and values, and many: enough for two levels of inner nodes below the root.
+pub(crate) const TALL: Profile = Profile {
+    keys: 12_000,
+    key_pad: 255,
+    value_max: 2048,
+};
 
 pub(crate) fn random_key(dice: &mut Dice, profile: Profile) -> Key {
     let number = dice.below(profile.keys).to_be_bytes();

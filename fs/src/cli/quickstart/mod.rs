@@ -172,6 +172,7 @@ fn found(session: &Session, dir: &Path, home: &Home, server: &Embedded) -> Resul
     let wanted = NewAccount {
         connect: &connect,
         drive: "quickstart",
+        compression: account::DEFAULT_COMPRESSION,
         passphrase: &saved()?,
         ask_passphrase: false,
         kit: &kit,

@@ -462,6 +462,7 @@ impl Owner {
             keys: Arc::clone(&config.keys),
             local: Arc::clone(&config.local),
             cache_budget: config.cache_budget,
+            compress: config.compress(),
             crash: config.crash.clone(),
         }
     }
