@@ -26,9 +26,20 @@ pub struct Disk {
     pub puts: u64,
 }
 
+/// Whether an object is refused, for good.
+pub type Refuse = Box<dyn FnMut(&Bytes) -> bool + Send>;
+
 /// Faults, switched by tests.
 #[derive(Default)]
 pub struct Faults {
+    /// Objects for which this holds are refused, and the stream ends with the refusal.
+    pub refuse: Mutex<Option<Refuse>>,
+    /// Every commit is refused.
+    pub refuse_commits: AtomicBool,
+    /// This commit is refused; it begins as an empty one, which is the next that comes.
+    pub refuse_commit: Mutex<Option<Bytes>>,
+    /// Most bytes of objects (0: no bound).
+    pub quota: AtomicU64,
     /// Every call fails.
     pub offline: AtomicBool,
     /// Each upload stream breaks after this many objects (0: never).
@@ -76,6 +87,34 @@ impl MemoryServer {
             return Err(RemoteError::Unreachable("switched off".into()));
         }
         Ok(())
+    }
+
+    /// Whether the object is taken.
+    fn judge(&self, object: &Bytes) -> Result<(), RemoteError> {
+        let mut refuse = self.faults.refuse.lock().unwrap();
+        if refuse.as_mut().is_some_and(|refuse| refuse(object)) {
+            return Err(RemoteError::Refused("object is not to my taste".into()));
+        }
+        let quota = self.faults.quota.load(Ordering::SeqCst);
+        let stored: usize = self.disk().objects.values().map(Bytes::len).sum();
+        match quota > 0 && (stored + object.len()) as u64 > quota {
+            true => Err(RemoteError::Quota),
+            false => Ok(()),
+        }
+    }
+
+    fn judge_commit(&self, commit: &Bytes) -> Result<(), RemoteError> {
+        let mut one = self.faults.refuse_commit.lock().unwrap();
+        let is_it = one.as_mut().is_some_and(|one| {
+            if one.is_empty() {
+                *one = commit.clone();
+            }
+            one == commit
+        });
+        match is_it || self.faults.refuse_commits.load(Ordering::SeqCst) {
+            true => Err(RemoteError::Refused("commit is not to my taste".into())),
+            false => Ok(()),
+        }
     }
 
     fn put(&self, object: Bytes) -> Option<[u8; 32]> {
@@ -265,6 +304,7 @@ impl Remote for Connection {
     ) -> BoxFuture<'_, Result<CommitAnswer, RemoteError>> {
         Box::pin(async move {
             self.server.up()?;
+            self.server.judge_commit(&commit)?;
             let answer = self.server.commit(self.device, commit, body)?;
             let lose = &self.server.faults.lose_commit_answers;
             if lose
@@ -300,6 +340,10 @@ async fn serve_upload(
             let _ = outgoing
                 .send(Err(RemoteError::Unreachable("cut".into())))
                 .await;
+            return;
+        }
+        if let Err(error) = server.judge(&object) {
+            let _ = outgoing.send(Err(error)).await;
             return;
         }
         let stored_hash = server.put(object);
