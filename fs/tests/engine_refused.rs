@@ -158,6 +158,12 @@ fn refused_objects_are_found_among_many_and_taken_after_a_reconnect_without_bein
         status.pending_objects == 3
     });
     assert_eq!(status.refused.len(), 3);
+    let kinds = status.events.iter().map(|event| event.kind);
+    assert_eq!(
+        kinds.collect::<Vec<_>>(),
+        [EventKind::ObjectRefused; 3],
+        "nothing was set aside that the server takes"
+    );
     assert!(world.server.disk().objects.len() > 15);
     refuse_nothing(&world);
     world.server.faults.offline.store(true, Ordering::SeqCst);

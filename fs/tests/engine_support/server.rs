@@ -334,37 +334,62 @@ async fn serve_upload(
 ) {
     let cut_after = server.faults.cut_after.load(Ordering::SeqCst);
     let mut count = 0;
-    while let Some((sequence, object)) = incoming.recv().await {
-        count += 1;
-        if server.up().is_err() || (cut_after > 0 && count > cut_after) {
-            let _ = outgoing
-                .send(Err(RemoteError::Unreachable("cut".into())))
-                .await;
-            return;
-        }
-        if let Err(error) = server.judge(&object) {
-            let _ = outgoing.send(Err(error)).await;
-            return;
-        }
-        let stored_hash = server.put(object);
-        let conflicts = stored_hash
-            .map(|stored_hash| Conflict {
-                sequence,
-                stored_hash,
-            })
-            .into_iter()
-            .collect();
-        let delay = server.faults.ack_delay_ms.load(Ordering::SeqCst);
-        tokio::time::sleep(Duration::from_millis(delay)).await;
-        if outgoing
-            .send(Ok(Ack {
+    while let Some(first) = incoming.recv().await {
+        for (sequence, object) in message(&server, first, &mut incoming).await {
+            count += 1;
+            if server.up().is_err() || (cut_after > 0 && count > cut_after) {
+                let cut = RemoteError::Unreachable("cut".into());
+                let _ = outgoing.send(Err(cut)).await;
+                return;
+            }
+            let object = match object {
+                Ok(object) => object,
+                Err(error) => {
+                    let _ = outgoing.send(Err(error)).await;
+                    return;
+                }
+            };
+            let stored_hash = server.put(object);
+            let conflicts = stored_hash
+                .map(|stored_hash| Conflict {
+                    sequence,
+                    stored_hash,
+                })
+                .into_iter()
+                .collect();
+            let delay = server.faults.ack_delay_ms.load(Ordering::SeqCst);
+            tokio::time::sleep(Duration::from_millis(delay)).await;
+            let ack = Ack {
                 durable_sequence: sequence,
                 conflicts,
-            }))
-            .await
-            .is_err()
-        {
-            return;
+            };
+            if outgoing.send(Ok(ack)).await.is_err() {
+                return;
+            }
         }
     }
+}
+
+/// The objects of one message, all or none of which are taken: the real server refuses whole messages.
+async fn message(
+    server: &MemoryServer,
+    first: (u64, Bytes),
+    incoming: &mut mpsc::Receiver<(u64, Bytes)>,
+) -> Vec<(u64, Result<Bytes, RemoteError>)> {
+    let mut all = vec![first];
+    if server.faults.refuse.lock().unwrap().is_some() {
+        // What else is on its way comes along.
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        while let Ok(next) = incoming.try_recv() {
+            all.push(next);
+        }
+        let refused = all
+            .iter()
+            .find_map(|(_, object)| server.judge(object).err());
+        if let Some(error) = refused {
+            return vec![(all[0].0, Err(error))];
+        }
+    }
+    let judged = |(sequence, object)| (sequence, server.judge(&object).map(|()| object));
+    all.into_iter().map(judged).collect()
 }
