@@ -131,6 +131,10 @@ pub struct Status {
     pub file_state: Option<String>,
     /// Files that cannot be read whole any more, as far as known.
     pub damaged: Vec<DamagedFile>,
+    /// Objects that the server refuses, and the files that need them. They are offered again from time to time.
+    pub refused: Vec<RefusedObject>,
+    /// The account may store no more on the server, and writes are refused.
+    pub over_quota: bool,
     /// Exit code that what happened amounts to: 0, 21 (data lost) or 22 (rollback or tampering).
     pub verdict: u8,
     /// The path asked about, as it was given.
@@ -166,6 +170,20 @@ pub struct DamagedFile {
     pub offset: u64,
     /// When it was noticed, milliseconds since 1970.
     pub at_ms: u64,
+}
+
+/// An object that the server refuses: it is kept here, and no restore point that needs it is made.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct RefusedObject {
+    /// Its id, hex.
+    pub object: String,
+    /// What the server said last.
+    pub why: String,
+    /// When it said so first, milliseconds since 1970.
+    pub at_ms: u64,
+    /// Files that need it, as far as they were found.
+    pub files: Vec<String>,
 }
 
 /// A name that is not text must not keep the whole answer back.

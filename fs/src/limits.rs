@@ -82,6 +82,19 @@ pub const PREFETCH_THREADS: usize = 2;
 pub const BACKOFF_FIRST: Duration = Duration::from_millis(200);
 /// Longest pause between attempts to reach the server.
 pub const BACKOFF_MAX: Duration = Duration::from_secs(30);
+/// Objects that may be set aside because the server refuses them. Each is offered again on a stream of its own, so
+/// these take seconds; a server that refuses more has no quarrel with single objects.
+pub const REFUSED_MOST: usize = 64;
+/// Time between two offers of what the server refuses: it may be another version by then.
+pub const REFUSED_OFFER: Duration = Duration::from_secs(600);
+/// Files named for one refused object.
+pub const REFUSED_FILES: usize = 100;
+/// Lost objects remembered so that no commit needs one: 2 MiB of ids. With more than that lost no commit is made.
+pub const LOST_MOST: usize = 65_536;
+/// Signed commits remembered that the server has refused, should it show one as its head after all.
+pub const REFUSED_COMMITS: usize = 16;
+/// Commit intervals between two checkpoints while no commit can be made: each seals nodes that wait here as well.
+pub const HELD_INTERVALS: u32 = 6;
 /// Longest wait for one answer of the server to a short call.
 pub const CALL_DEADLINE: Duration = Duration::from_secs(30);
 /// Security and damage events kept for `status`.

@@ -3,8 +3,8 @@
 //! Invariant: translates and decides nothing, except what a file's state is called: never `committed` while someone
 //! may still write to it. Called by `sealdrive mount` (makes it), the kernel's border and the control socket.
 
-use std::ffi::OsStr;
-use std::os::unix::ffi::OsStrExt;
+mod told;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,11 +14,12 @@ use bytes::Bytes;
 use sealdrive_core::record::Ino;
 use sealdrive_core::reference::Reference;
 
+use self::told::progress;
 use crate::cli::exit::Exit;
 use crate::clock;
-use crate::control::{Ask, Control, DamagedFile, Progress, Refusal, Status};
+use crate::control::{Ask, Control, Progress, Refusal, Status};
 use crate::drive::{Answer, Drive, DriveError, Errno};
-use crate::engine::{BlobError, Connection, Engine, Safety, SyncError, count_conflicts};
+use crate::engine::{BlobError, Connection, Engine, Safety, SyncError};
 use crate::fuse::{Backing, BackingError, ChunkNow, Space};
 use crate::limits::{BELOW_LONGEST, BELOW_MOST, HEAR_LONGEST};
 
@@ -97,25 +98,6 @@ impl Live {
         self.engine.status().fenced.is_some()
     }
 
-    /// Files of which something is lost, by the names they have now.
-    fn damaged_files(&self, now: &crate::engine::Status) -> Vec<DamagedFile> {
-        let deadline = clock::now() + BELOW_LONGEST;
-        let file = |lost: &crate::engine::Casualty| {
-            let path = self.engine.path_of(lost.ino, deadline).ok().flatten();
-            let path = path.map_or_else(
-                || PathBuf::from(format!("inode {}", lost.ino)),
-                |path| self.facts.mountpoint.join(OsStr::from_bytes(&path)),
-            );
-            DamagedFile {
-                path,
-                ino: lost.ino,
-                offset: lost.offset,
-                at_ms: lost.at_ms,
-            }
-        };
-        now.casualties.iter().map(file).collect()
-    }
-
     /// Fills in how one file, or all below one directory, stands.
     fn add_file(&self, status: &mut Status, ino: Ino) {
         let deadline = clock::now() + BELOW_LONGEST;
@@ -167,46 +149,6 @@ impl std::ops::Deref for Handle {
 
     fn deref(&self) -> &Live {
         &self.0
-    }
-}
-
-/// Whether the server answers, even if it is another device that may write.
-fn is_online(status: &crate::engine::Status) -> bool {
-    matches!(
-        status.connection,
-        Connection::Online | Connection::Elsewhere | Connection::Refused
-    )
-}
-
-/// What the events amount to, worst last seen: tampering, then loss. Nothing, if all is well or healed.
-fn verdict(status: &crate::engine::Status) -> Option<Exit> {
-    use crate::engine::EventKind as Kind;
-    let any = |kinds: &[Kind]| {
-        status
-            .events
-            .iter()
-            .any(|event| kinds.contains(&event.kind))
-    };
-    if any(&[
-        Kind::Rollback,
-        Kind::Fork,
-        Kind::ObjectTampered,
-        Kind::PinsMissing,
-    ]) {
-        Some(Exit::Tampered)
-    } else if !status.casualties.is_empty() || any(&[Kind::JournalDamage, Kind::OutboxDamage]) {
-        Some(Exit::Lost)
-    } else {
-        None
-    }
-}
-
-fn progress(status: &crate::engine::Status) -> Progress {
-    Progress {
-        pending_bytes: status.pending_bytes + status.dirty_bytes,
-        pending_objects: status.pending_objects,
-        sent_bytes: status.sent_bytes,
-        online: is_online(status),
     }
 }
 
@@ -290,6 +232,14 @@ impl Control for Handle {
                 };
                 refuse(exit, why, advice)
             }
+            Err(SyncError::Refused(why)) => refuse(
+                match status.connection {
+                    Connection::Refused => Exit::WrongKey,
+                    _ => Exit::Pending,
+                },
+                format!("{}: {why}", self.facts.name),
+                "it is safe on this machine and tried again from time to time; see `sealdrive status`",
+            ),
             Err(error @ SyncError::Local(_)) => refuse(
                 Exit::Lost,
                 error.to_string(),
@@ -306,60 +256,6 @@ impl Control for Handle {
     }
 }
 
-impl Live {
-    fn describe(&self) -> Status {
-        let now = self.engine.status();
-        // Read-only by choice is no news while nothing waits.
-        let quiet = self.facts.read_only && now.is_committed();
-        let stopped = now.stopped.clone().filter(|_| !quiet);
-        let why = [now.failed.clone(), stopped, now.remote_error.clone()];
-        let events = now.events.iter().map(|event| event.detail.clone());
-        let damaged = self.damaged_files(&now);
-        let unreadable = damaged.iter().map(|file| {
-            format!(
-                "{} is damaged or lost: reading it fails",
-                file.path.display()
-            )
-        });
-        let mut notes: Vec<String> = Vec::new();
-        for note in why.into_iter().flatten().chain(unreadable).chain(events) {
-            if !notes.contains(&note) {
-                notes.push(note);
-            }
-        }
-        let conflicts = count_conflicts(&self.facts.dir);
-        Status {
-            drive: self.facts.name.clone(),
-            drive_id: self.facts.drive_id.clone(),
-            mountpoint: self.facts.mountpoint.clone(),
-            mounted: !self.draining.load(Ordering::Acquire),
-            pid: std::process::id(),
-            server: self.facts.server.clone(),
-            online: is_online(&now),
-            writable: !now.read_only && now.failed.is_none(),
-            fenced: now.fenced.clone(),
-            conflicts,
-            state: now.weakest().word().to_owned(),
-            pending: progress(&now),
-            dirty_bytes: now.dirty_bytes,
-            journal_bytes: now.journal_bytes,
-            outbox_bytes: now.outbox_bytes,
-            cache_bytes: now.cache_bytes,
-            commit_seq: now.commit_seq,
-            commit_ms: now.commit_ms,
-            lease_epoch: now.lease_epoch,
-            open_for_write: now.open_for_write,
-            waiting_ms: now.waiting_ms,
-            heard_ms: now.heard_ms,
-            fsync: self.facts.fsync.word().to_owned(),
-            verdict: verdict(&now).map_or(0, Exit::code),
-            damaged,
-            notes,
-            ..Status::default()
-        }
-    }
-}
-
 fn backing_error(error: BlobError) -> BackingError {
     match error {
         BlobError::Unreachable(_) => BackingError::Unreachable,
@@ -370,7 +266,8 @@ fn backing_error(error: BlobError) -> BackingError {
 
 fn sync_error(error: SyncError, fenced: bool) -> BackingError {
     match error {
-        SyncError::Pending => BackingError::TimedOut,
+        // It is as safe as after a local fsync, and still goes out.
+        SyncError::Pending | SyncError::Refused(_) => BackingError::TimedOut,
         SyncError::Stopped(_) if fenced => BackingError::ReadOnly,
         SyncError::Stopped(_) => BackingError::Stopped,
         SyncError::NoServer => BackingError::Unreachable,

@@ -5,9 +5,10 @@
 mod engine_support;
 
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock, Weak};
 
 use engine_support::{Machine, World, copy_dir, device, noise, soon};
-use sealdrive::engine::{Branch, Cause, EventKind, list_conflicts};
+use sealdrive::engine::{Branch, Cause, CrashPoints, Event, EventKind, SyncError, list_conflicts};
 
 fn told(machine: &Machine, kind: EventKind) {
     let events = machine.engine.status().events;
@@ -208,4 +209,117 @@ fn what_only_the_journal_names_is_missed_too() {
     assert_eq!(casualties.len(), 1, "{casualties:?}");
     let named = [one.ino("/good").unwrap(), one.ino("/bad").unwrap()];
     assert!(named.contains(&casualties[0].ino));
+}
+
+/// Story: a node of the tree rotted in the outbox while the checkpoint that took it over was being made. The upload
+/// found it, looked at the newest finished checkpoint, which did not exist yet, and stepped over it; then the new one
+/// was committed: a restore point that names a node which nobody has.
+#[test]
+fn a_node_that_rots_while_a_checkpoint_is_made_is_in_no_restore_point() {
+    let world = World::new();
+    let one = world.mount("one", 1);
+    one.mkdir("/many");
+    for n in 0..150u64 {
+        one.write(&format!("/many/f{n:03}"), &noise(n, 1500));
+    }
+    one.sync();
+    one.unmount();
+    let one = world.mount("one", 1);
+    one.sync();
+    world.server.faults.offline.store(true, Ordering::SeqCst);
+    // Nodes all over the tree change, and wait in the outbox.
+    for n in (0..150u64).step_by(3) {
+        one.write(&format!("/many/f{n:03}"), &noise(1000 + n, 1500));
+    }
+    assert!(one.engine.sync_server(soon(3), |_| true).is_err());
+    drop(one);
+    world.server.disk().lease = None;
+    let packs = std::fs::read_dir(world.path("one").join("outbox")).unwrap();
+    let pack = packs.max_by_key(|entry| entry.as_ref().unwrap().path());
+    let pack = pack.unwrap().unwrap().file_name();
+    let good = std::fs::read(world.path("one").join("outbox").join(&pack)).unwrap();
+    let nodes = objects_in(&good).len();
+    let (mut stopped, mut committed) = (0, 0);
+    for number in 0..nodes {
+        let ended = rots_under_a_checkpoint(&world, number, &pack, &good);
+        stopped += u32::from(!ended);
+        committed += u32::from(ended);
+    }
+    println!("{nodes} objects: {stopped} stopped, {committed} committed");
+    assert!(stopped > 2, "{nodes} objects: {committed} committed");
+}
+
+/// One object of the outbox rots between the merge and the end of the checkpoint; whether there was a commit after it.
+fn rots_under_a_checkpoint(
+    world: &World,
+    number: usize,
+    pack: &std::ffi::OsStr,
+    good: &[u8],
+) -> bool {
+    let name = format!("case-{number}");
+    copy_dir(&world.path("one"), &world.path(&name));
+    let server = world.server.snapshot();
+    server.faults.offline.store(true, Ordering::SeqCst);
+    let machine: Arc<OnceLock<Weak<Machine>>> = Arc::default();
+    let (slot, path) = (
+        Arc::clone(&machine),
+        world.path(&name).join("outbox").join(pack),
+    );
+    let object = objects_in(good)[number].clone();
+    let (online, bytes) = (Arc::clone(&server), good.to_vec());
+    let mut config = world.config(&name, 1);
+    config.remote = Some(server.connect(device(1)));
+    config.crash = CrashPoints::new(move |point| {
+        // Once: the first checkpoint after the mount.
+        if point != "merged" || !online.faults.offline.load(Ordering::SeqCst) {
+            return;
+        }
+        let mut bad = bytes.clone();
+        bad[object.start + object.len() / 2] ^= 1;
+        let file = std::fs::File::options().write(true).open(&path).unwrap();
+        std::os::unix::fs::FileExt::write_all_at(&file, &bad, 0).unwrap();
+        online.faults.offline.store(false, Ordering::SeqCst);
+        // Until the upload has been there, while this checkpoint is not made yet.
+        let end = soon(90);
+        while soon(0) < end {
+            let Some(machine) = slot.get().and_then(Weak::upgrade) else {
+                std::thread::sleep(std::time::Duration::from_millis(5));
+                continue;
+            };
+            let status = machine.engine.status();
+            let found = |event: &Event| {
+                event.detail.contains("sealed again") || event.detail.contains("before it was on")
+            };
+            if status.events.iter().any(found) || status.pending_objects == 0 {
+                break;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+    });
+    let before = server.disk().commits.len();
+    let one = Arc::new(world.try_mount(config).unwrap());
+    machine.set(Arc::downgrade(&one)).unwrap();
+    one.write("/new", b"new");
+    let done = one.engine.sync_server(soon(90), |_| true);
+    let stopped = matches!(done, Err(SyncError::Stopped(_)));
+    assert!(done.is_ok() || stopped, "object {number}: {done:?}");
+    drop(one);
+    server.disk().lease = None;
+    // Whatever was committed is whole: another machine can read the tree to its end.
+    let mut config = world.config(&format!("other-{number}"), 2);
+    config.remote = Some(server.connect(device(2)));
+    let other = world.try_mount(config).unwrap();
+    let handle = other.ino("/many").unwrap();
+    let names = other.op(|d| d.opendir(handle)).unwrap();
+    other
+        .op(|d| d.readdir(names, 0, |_| true))
+        .unwrap_or_else(|e| panic!("object {number} of {name}: {e:?}"));
+    for n in 0..150u64 {
+        let attr = other.op(|d| d.lookup(handle, format!("f{n:03}").as_bytes()));
+        let attr = attr.unwrap_or_else(|e| panic!("object {number}, file {n}: {e:?}"));
+        other.op(|d| d.read_plan(attr.ino, 0, u64::MAX)).unwrap();
+    }
+    let committed = server.disk().commits.len() > before;
+    assert_eq!(committed, !stopped, "object {number}");
+    committed
 }

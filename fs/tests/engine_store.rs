@@ -286,3 +286,67 @@ fn a_damaged_index_never_fails_a_lookup_nor_tells_of_what_is_not_there() {
         }
     }
 }
+
+/// An acknowledgement of what stood behind a refused object counted for it, too, after the next mount: its pack went to
+/// the cache, was evicted, and the only copy was gone.
+#[test]
+fn a_withheld_object_is_never_acknowledged_retired_or_forgotten() {
+    let dir = tempfile::tempdir().unwrap();
+    let ends: Vec<Position> = {
+        let store = open(dir.path(), 1 << 30).unwrap();
+        for n in 0..5 {
+            store.put(sid(n), &[7; NOTE_LEN], &object(n, 5000)).unwrap();
+        }
+        store.sync().unwrap();
+        let all = store
+            .outbox()
+            .next_after(Position::default(), usize::MAX)
+            .unwrap();
+        let ends: Vec<Position> = all.iter().map(|object| object.end).collect();
+        store.outbox().acknowledge(ends[1]);
+        assert!(store.outbox().withhold(ends[2]));
+        assert_eq!(store.outbox().acknowledged(), ends[2], "stepped over");
+        let behind = store.outbox().next_after(ends[1], usize::MAX).unwrap();
+        assert_eq!(behind.len(), 2, "only what is not refused is sent");
+        store.outbox().acknowledge(ends[4]);
+        assert_eq!(store.outbox().pending(), (5000, 1));
+        store.save_index().unwrap();
+        ends
+    };
+    let whole = std::fs::read(packs(&dir.path().join("outbox")).pop().unwrap()).unwrap();
+
+    // Damage to it is a loss, whatever was acknowledged behind it; damage to another is none.
+    for (at, lost) in [(2, true), (3, false)] {
+        let copy = tempfile::tempdir().unwrap();
+        for name in ["outbox", "cache"] {
+            std::fs::create_dir(copy.path().join(name)).unwrap();
+        }
+        let mut bad = whole.clone();
+        bad[ends[at].offset as usize - 100] ^= 1;
+        let pack = packs(&dir.path().join("outbox")).pop().unwrap();
+        std::fs::write(
+            copy.path().join("outbox").join(pack.file_name().unwrap()),
+            bad,
+        )
+        .unwrap();
+        let index = dir.path().join("state.redb");
+        std::fs::copy(index, copy.path().join("state.redb")).unwrap();
+        let store = open(copy.path(), 1 << 30).unwrap();
+        let found: Vec<_> = store.lost().iter().flat_map(|l| l.sids.clone()).collect();
+        assert_eq!(found, [(sid(at as u32), !lost)]);
+    }
+
+    let store = open(dir.path(), 1 << 30).unwrap();
+    assert_eq!(store.outbox().withheld(), [(ends[2], sid(2))]);
+    assert_eq!(store.outbox().pending(), (5000, 1));
+    assert_eq!(store.known(&sid(2)).unwrap(), Some(Known::Outbox));
+    store.retire(ends[4]).unwrap();
+    assert_eq!(store.known(&sid(2)).unwrap(), Some(Known::Outbox));
+    let again = store.outbox().outgoing_at(ends[2]).unwrap().unwrap();
+    assert_eq!(again.object, object(2, 5000));
+    assert!(store.outbox().accept(ends[2]));
+    assert!(!store.outbox().accept(ends[2]), "once");
+    assert_eq!(store.outbox().pending(), (0, 0));
+    store.retire(ends[4]).unwrap();
+    assert_eq!(store.known(&sid(2)).unwrap(), Some(Known::Cached));
+}

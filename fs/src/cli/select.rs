@@ -2,6 +2,7 @@
 //!
 //! Invariant: asks only daemons of this home. Called by `status`, `sync` and `umount`.
 
+use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -91,13 +92,21 @@ pub(super) fn start_flush(mountpoint: &Path) {
 /// itself.
 pub(super) fn flush_kernel(mountpoint: &Path) -> Result<(), Failure> {
     let failed = |error: std::io::Error| {
+        let full = [ErrorKind::QuotaExceeded, ErrorKind::StorageFull];
+        let (exit, advice) = match full.contains(&error.kind()) {
+            true => (
+                Exit::Space,
+                "what programs wrote while there was no room was refused, and they were told; write it again",
+            ),
+            false => (Exit::Error, "look at `sealdrive status`"),
+        };
         Failure::new(
-            Exit::Error,
+            exit,
             format!(
                 "{}: the kernel could not write its pages: {error}",
                 mountpoint.display()
             ),
-            "look at `sealdrive status`",
+            advice,
         )
     };
     let dir = std::fs::File::open(mountpoint).map_err(failed)?;

@@ -12,7 +12,7 @@ use super::exit::{Exit, Failure};
 use super::progress::Meter;
 use super::{Session, select};
 use crate::clock;
-use crate::control::{self, Answer, Request};
+use crate::control::{self, Answer, Ask, Request};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -55,7 +55,18 @@ pub(super) fn wait(
     timeout: Option<Duration>,
 ) -> Result<(), Failure> {
     if mounted.status.mounted {
-        select::flush_kernel(&mounted.status.mountpoint)?;
+        if mounted.status.over_quota {
+            ask_for_room(mounted);
+        }
+        if let Err(first) = select::flush_kernel(&mounted.status.mountpoint) {
+            if first.exit != Exit::Space {
+                return Err(first);
+            }
+            // The kernel tells of a refusal once, however long ago it was: what is refused now is told again.
+            ask_for_room(mounted);
+            select::flush_kernel(&mounted.status.mountpoint)?;
+            session.out.warn(&first.to_string());
+        }
     }
     let timeout_ms = timeout.map(|t| u64::try_from(t.as_millis()).unwrap_or(u64::MAX));
     let mut meter = Meter::new(
@@ -83,6 +94,16 @@ pub(super) fn wait(
         )),
         Err(error) => Err(lost(&mounted.status, &error)),
     }
+}
+
+/// Has the daemon ask the server whether the account has room by now: before that, writes would still be refused.
+fn ask_for_room(mounted: &select::Mounted) {
+    let ask = Ask {
+        heard_within: Some(Duration::from_secs(1)),
+        ..Ask::default()
+    };
+    // What comes of it is met by the flush.
+    let _ = control::ask(&mounted.socket, &ask.into(), &mut |_| ());
 }
 
 /// The daemon went away while being asked.

@@ -117,10 +117,19 @@ pub(super) fn search(shared: &Arc<Shared>, lost: HashSet<Sid>) {
     if lost.is_empty() {
         return;
     }
-    let walker = Arc::clone(shared);
+    in_background(shared, move |shared| {
+        walk(shared, &lost, |ino, offset| {
+            shared.casualties.note(ino, offset)
+        });
+    });
+}
+
+/// Does something for as long as it takes, or until the mount ends.
+pub(super) fn in_background(shared: &Arc<Shared>, work: impl FnOnce(&Shared) + Send + 'static) {
+    let searcher = Arc::clone(shared);
     let begun = thread::spawn("casualties", move || {
         priority::step_back(priority::BACKGROUND);
-        walk(&walker, &lost);
+        work(&searcher);
     });
     match begun {
         Ok(search) => {
@@ -129,12 +138,13 @@ pub(super) fn search(shared: &Arc<Shared>, lost: HashSet<Sid>) {
             searches.push(search);
         }
         Err(error) => {
-            tracing::warn!(%error, "which files are damaged is told when they are read");
+            tracing::warn!(%error, "which files are concerned is not looked for");
         }
     }
 }
 
-fn walk(shared: &Shared, lost: &HashSet<Sid>) {
+/// Shows every extent whose chunk is one of these.
+pub(super) fn walk(shared: &Shared, wanted: &HashSet<Sid>, mut each: impl FnMut(Ino, u64)) {
     let mut from = Some(Vec::new());
     while let Some(after) = from {
         let keys = shared.blobs.keys();
@@ -144,14 +154,14 @@ fn walk(shared: &Shared, lost: &HashSet<Sid>) {
             drive.each_extent(&after, |ino, offset, reference| {
                 if keys
                     .sids(Kind::Data, reference)
-                    .any(|(_, sid)| lost.contains(&sid))
+                    .any(|(_, sid)| wanted.contains(&sid))
                 {
                     found.push((ino, offset));
                 }
             })
         });
         for (ino, offset) in &found {
-            shared.casualties.note(*ino, *offset);
+            each(*ino, *offset);
         }
         from = match step {
             Ok(next) if !shared.progress.now().quit => next,

@@ -80,8 +80,10 @@ pub(super) struct Checkpoint {
 
 impl Checkpoint {
     const VERSION: u8 = 1;
+    /// With the pins that it was adopted under behind it.
+    const ADOPTED: u8 = 2;
 
-    /// `ver ‖ seq u64 ‖ reference41` (zeros: none).
+    /// `1 ‖ seq u64 ‖ reference41` (zeros: none).
     pub(super) fn encode(&self) -> Vec<u8> {
         let mut out = vec![Self::VERSION];
         out.extend_from_slice(&self.seq.to_le_bytes());
@@ -93,21 +95,31 @@ impl Checkpoint {
         out
     }
 
-    /// Strict.
-    pub(super) fn decode(bytes: &[u8]) -> Option<Self> {
+    /// The same as `2 …`, and behind it the pins of the commit whose tree it is: adopting another machine's state is
+    /// one record, so that no power cut leaves this machine's old tree beside the other's place in the chain.
+    pub(super) fn encode_adopted(&self, pins: &[u8]) -> Vec<u8> {
+        let mut out = self.encode();
+        out[0] = Self::ADOPTED;
+        out.extend_from_slice(pins);
+        out
+    }
+
+    /// Strict. Also the pins it was adopted under, if it was.
+    pub(super) fn decode(bytes: &[u8]) -> Option<(Self, Option<&[u8]>)> {
         let (version, rest) = bytes.split_first()?;
-        let (seq, root) = rest.split_first_chunk::<8>()?;
-        if *version != Self::VERSION {
-            return None;
-        }
+        let (seq, rest) = rest.split_first_chunk::<8>()?;
+        let (root, rest) = rest.split_first_chunk::<{ Reference::LEN }>()?;
+        let pins = match *version {
+            Self::VERSION if rest.is_empty() => None,
+            Self::ADOPTED => Some(rest),
+            _ => return None,
+        };
         let root = match root {
             none if *none == [0; Reference::LEN] => None,
             some => Some(Root(Reference::decode(some)?)),
         };
-        Some(Self {
-            root,
-            seq: u64::from_le_bytes(*seq),
-        })
+        let seq = u64::from_le_bytes(*seq);
+        Some((Self { root, seq }, pins))
     }
 }
 

@@ -2,10 +2,12 @@
 //!
 //! Invariant (ordering law): every object the tree names is acknowledged, then the signed commit is durable here, then
 //! it is sent, and the same bytes are sent again until they are answered; then the pins are durable, then the outbox
-//! forgets. A head that is not ours stops commits and loses nothing. One thread.
+//! forgets. A tree that needs what the server refuses is not signed. A commit that the server refuses is told and tried
+//! again later, and does not stand in the way of the next one. A head that is not ours stops commits and loses nothing.
+//! One thread.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use ed25519_dalek::SigningKey;
@@ -20,13 +22,16 @@ use super::backoff::Backoff;
 use super::chain::{Chain, ChainError, root_of};
 use super::checkpoint::Candidate;
 use super::events::EventKind;
+use super::hole::TORN;
 use super::lease::Lease;
 use super::open::pins_bytes;
-use super::progress::Milestones;
+use super::progress::{Held, Milestones};
+use super::refused;
 use super::shared::Shared;
+use super::whole::{Absent, Verdict};
 use crate::clock;
 use crate::journal::Twin;
-use crate::limits::CALL_DEADLINE;
+use crate::limits::{CALL_DEADLINE, REFUSED_COMMITS, REFUSED_OFFER};
 use crate::remote::{HeadAnswer, RemoteError};
 
 /// A commit that was signed, and perhaps sent.
@@ -38,6 +43,8 @@ pub(super) struct Pending {
     pub(super) plain: CommitBody,
     /// The sealed body.
     pub(super) body: Bytes,
+    /// The server has answered that it will not have it.
+    pub(super) refused: bool,
 }
 
 impl Pending {
@@ -60,6 +67,7 @@ impl Pending {
             commit: SignedCommit::parse(commit).ok()?,
             plain: CommitBody::decode(plain).ok()?,
             body: Bytes::copy_from_slice(body),
+            refused: false,
         })
     }
 }
@@ -96,6 +104,10 @@ struct Acknowledged(Candidate);
 enum Setback {
     /// Try again after a pause.
     Later(RemoteError),
+    /// The server refuses it: try again after a pause, or when there is something else to commit.
+    Refused(String),
+    /// The tree needs something that the server refuses: try again when there is another, or when it takes that.
+    Needs(String),
     /// Another device has written a commit.
     Fenced(DeviceId),
     /// Never again in this run.
@@ -110,8 +122,8 @@ impl From<RemoteError> for Setback {
     fn from(e: RemoteError) -> Self {
         match e {
             RemoteError::Tampered(why) => Self::Stop(EventKind::Fork, why),
-            RemoteError::Refused(why) => Self::Stop(EventKind::Refused, why),
-            other => Self::Later(other),
+            other if other.is_temporary() || other == RemoteError::Fenced => Self::Later(other),
+            other => Self::Refused(other.to_string()),
         }
     }
 }
@@ -138,6 +150,7 @@ impl Committer {
             self.shared
                 .progress
                 .wait(clock::now() + Duration::from_secs(60), ready);
+            // Before anything is asked: what it is judged by may change while it is judged.
             let now = self.shared.progress.now();
             if now.quit || now.stopped.is_some() || now.failed.is_some() {
                 return;
@@ -157,6 +170,17 @@ impl Committer {
                         .progress
                         .wait(clock::now() + backoff.next(), |m| m.quit);
                 }
+                Err(Setback::Refused(why)) => {
+                    let why = format!("the server refuses the restore point: {why}");
+                    self.hold(&now, why, now.asked, true);
+                    let pause = clock::now() + backoff.next();
+                    self.wait_for_change(&now, pause, |m| m.asked > now.asked);
+                }
+                Err(Setback::Needs(why)) => {
+                    self.hold(&now, why, now.offered, false);
+                    let pause = clock::now() + REFUSED_OFFER;
+                    self.wait_for_change(&now, pause, |m| m.offered > now.offered);
+                }
                 Err(Setback::Fenced(by)) => {
                     self.shared.fence(by);
                     self.shared.renew_lease();
@@ -166,6 +190,32 @@ impl Committer {
                 Err(Setback::Closing) => return,
             }
         }
+    }
+
+    /// No commit for now; said once.
+    fn hold(&self, then: &Milestones, why: String, asked: u64, is_event: bool) {
+        let before = self.shared.progress.now().commit_held;
+        // The event first: whoever is refused finds the reason.
+        if is_event && before.is_none_or(|held| held.why != why) {
+            self.shared.events.push(EventKind::Refused, why.clone());
+        }
+        let seq = then.candidate.map_or(0, |candidate| candidate.seq);
+        let held = Held { why, asked, seq };
+        self.shared.progress.update(|m| m.commit_held = Some(held));
+    }
+
+    /// Until there is another candidate than `then`, or something else is refused, or `asked`, or the time is up.
+    fn wait_for_change(
+        &self,
+        then: &Milestones,
+        until: Instant,
+        asked: impl Fn(&Milestones) -> bool,
+    ) {
+        let seq = |m: &Milestones| m.candidate.map(|candidate| candidate.seq);
+        self.shared.progress.wait(until, |m| {
+            let other = seq(m) != seq(then) || m.refusals != then.refusals;
+            m.quit || other || asked(m)
+        });
     }
 
     /// Once per mount, before the first commit: the server's head must be what we know, or ours.
@@ -212,7 +262,7 @@ impl Committer {
         let acknowledged = self.wait_for_upload(candidate)?;
         self.shared.crash.reached("acknowledged");
         let (epoch, gc_generation) = self.held()?;
-        if let Some(unanswered) = self.unanswered(epoch) {
+        if let Some(unanswered) = self.unanswered(epoch, candidate) {
             self.submit(&unanswered, epoch, gc_generation)?;
         }
         if root_of(self.chain.pins()) != Some(candidate.root) {
@@ -224,18 +274,27 @@ impl Committer {
         self.settle(candidate)
     }
 
-    /// The commit signed under this lease that was never answered: the same bytes go first.
-    fn unanswered(&self, lease_epoch: u64) -> Option<Pending> {
+    /// The commit signed under this lease that was never answered: the same bytes go first. One that was refused goes
+    /// again only while there is nothing else.
+    fn unanswered(&self, lease_epoch: u64, candidate: Candidate) -> Option<Pending> {
         let next = self.chain.pins().seq() + 1;
         let last = self.pending.last()?;
         let fields = last.commit.fields();
-        (fields.seq == next && fields.lease_epoch == lease_epoch).then(|| last.clone())
+        let goes = !last.refused || last.plain.root == candidate.root.0;
+        (goes && fields.seq == next && fields.lease_epoch == lease_epoch).then(|| last.clone())
     }
 
     fn submit(&mut self, pending: &Pending, epoch: u64, gc_generation: u64) -> Result<(), Setback> {
         let answer = self
             .chain
-            .submit(&pending.commit, &pending.body, gc_generation)?;
+            .submit(&pending.commit, &pending.body, gc_generation);
+        if answer.as_ref().is_err_and(refused::is_verdict) {
+            let is_it = |kept: &&mut Pending| kept.commit.bytes() == pending.commit.bytes();
+            if let Some(kept) = self.pending.iter_mut().find(is_it) {
+                kept.refused = true;
+            }
+        }
+        let answer = answer?;
         if answer.accepted {
             self.shared.crash.reached("commit-accepted");
             return self.pin(pending);
@@ -264,6 +323,7 @@ impl Committer {
             m.waiting = m.waiting.map(|_| candidate.frozen_at);
             m.commit_seq = commit_seq;
             m.remote_error = None;
+            m.commit_held = None;
             if m.candidate.is_some_and(|c| c.seq <= candidate.seq) {
                 m.candidate = None;
             }
@@ -302,10 +362,14 @@ impl Committer {
             commit: fields.sign(&self.signing),
             plain,
             body,
+            refused: false,
         };
         self.commit_record
             .write(&pending.encode())
             .map_err(|e| Setback::Local(e.to_string()))?;
+        if self.pending.len() >= REFUSED_COMMITS {
+            self.pending.remove(0);
+        }
         self.pending.push(pending.clone());
         Ok(pending)
     }
@@ -378,9 +442,31 @@ impl Committer {
             if over(&now) {
                 return Err(Setback::Closing);
             }
-            if arrived(&now) {
-                return Ok(Acknowledged(candidate));
+            if arrived(&now)
+                && let Some(absent) = self.calm(&arrived)
+            {
+                return self.look(candidate, &absent);
             }
+        }
+    }
+
+    /// What no commit may need, at a moment at which nobody is about to find out and everything has `arrived`.
+    fn calm(&self, arrived: &impl Fn(&Milestones) -> bool) -> Option<Absent> {
+        let _doubt = self.shared.refused.doubt();
+        arrived(&self.shared.progress.now()).then(|| Absent::of(&self.shared))
+    }
+
+    /// Everything has arrived but what is `absent`: whether the tree can do without that.
+    fn look(&self, candidate: Candidate, absent: &Absent) -> Result<Acknowledged, Setback> {
+        let last = root_of(self.chain.pins());
+        match absent.judge(&self.shared, last, candidate.root) {
+            Verdict::Whole => Ok(Acknowledged(candidate)),
+            Verdict::Torn => Err(Setback::Stop(EventKind::OutboxDamage, TORN.to_owned())),
+            Verdict::Refused(sid) => Err(Setback::Needs(format!(
+                "the server refuses object {}, and what was written last needs it",
+                sid.to_hex()
+            ))),
+            Verdict::Unknown(why) => Err(RemoteError::Unreachable(why).into()),
         }
     }
 

@@ -46,6 +46,8 @@ pub enum EventKind {
     Healed,
     /// Something that waits for a person (quota, authentication).
     Refused,
+    /// The server refuses an object; no commit that needs it is made, and everything else goes on.
+    ObjectRefused,
 }
 
 /// One event.

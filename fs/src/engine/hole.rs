@@ -1,8 +1,8 @@
 //! Whether the tree of this machine's checkpoint is still whole: asked when objects of the outbox are damaged or gone.
 //!
 //! Invariant: only nodes that the server may not have are looked at, which are few; a server that is not reached makes
-//! no hole. Called by the engine's start, which then goes back to the last commit, and by the upload, which then lets
-//! no commit name the tree.
+//! no hole. Called by the engine's start, which then goes back to the last commit; what is lost later is held against
+//! each tree before it is committed ([`super::whole`]).
 
 use std::collections::HashSet;
 use std::time::Instant;

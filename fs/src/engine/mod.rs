@@ -28,12 +28,14 @@ mod open;
 mod pace;
 mod prefetch;
 mod progress;
+mod refused;
 mod shared;
 mod space;
 mod status;
 mod threads;
 mod upload;
 mod warm;
+mod whole;
 mod writeback;
 
 use std::io;
@@ -46,6 +48,7 @@ use sealdrive_core::record::Ino;
 use sealdrive_core::reference::Reference;
 use sealdrive_proto::id::Kind;
 use sealdrive_runtime::sync::Mutex;
+use sealdrive_runtime::thread;
 
 pub use self::below::Below;
 pub use self::blobs::BlobError;
@@ -60,12 +63,13 @@ pub use self::crash::{CrashPoints, POINTS};
 pub use self::events::{Event, EventKind};
 pub use self::fence::{CallIn, Fence};
 pub use self::flush::NotDurable;
+pub use self::refused::Refusal;
 pub use self::status::{Connection, FileSafety, Safety, Status};
 use self::threads::Running;
 use crate::clock;
 use crate::drive::{Answer, Drive, Settle};
 use crate::journal::{JournalError, TwinError};
-use crate::limits::{FSYNC_GAIN, FSYNC_JOURNAL, NODE_WAIT};
+use crate::limits::{FSYNC_GAIN, FSYNC_JOURNAL, NODE_WAIT, PACE_INTERVAL};
 use crate::remote::RemoteError;
 use crate::store::StoreError;
 
@@ -116,6 +120,9 @@ pub enum SyncError {
     /// No commit is written any more, and why.
     #[error("commits have stopped: {0}")]
     Stopped(String),
+    /// The server was asked, and refuses what is needed; it is asked again from time to time.
+    #[error("{0}")]
+    Refused(String),
     /// Local state failed.
     #[error(transparent)]
     Local(#[from] NotDurable),
@@ -175,8 +182,8 @@ impl Engine {
         }
     }
 
-    /// Returns when everything done before the call is in a commit on the server. `progress` is called about twice a
-    /// second and answers whether to go on.
+    /// Returns when everything done before the call is in a commit on the server. Asks the server again what it has
+    /// refused before. `progress` is called about twice a second and answers whether to go on.
     pub fn sync_server(
         &self,
         deadline: Instant,
@@ -187,6 +194,7 @@ impl Engine {
             return Err(SyncError::NoServer);
         }
         let shared = &self.running.shared;
+        let ask = shared.ask_again();
         let clean = shared.is_clean();
         let mut target = 0;
         shared.progress.update(|m| {
@@ -201,7 +209,8 @@ impl Engine {
         loop {
             let pause = deadline.min(clock::now() + Duration::from_millis(500));
             let over = |m: &progress::Milestones| {
-                m.committed >= target || m.stopped.is_some() || m.failed.is_some()
+                let refused = m.refused_since(ask, target).is_some();
+                m.committed >= target || m.stopped.is_some() || m.failed.is_some() || refused
             };
             shared.progress.wait(pause, over);
             let now = shared.progress.now();
@@ -213,6 +222,9 @@ impl Engine {
             }
             if let Some(why) = now.stopped {
                 return Err(SyncError::Stopped(why));
+            }
+            if let Some(why) = now.refused_since(ask, target) {
+                return Err(SyncError::Refused(why.to_owned()));
             }
             if !progress(&self.status()) || clock::now() >= deadline {
                 return Err(SyncError::Pending);
@@ -319,6 +331,25 @@ impl Engine {
         if self.running.has_remote() && !fresh(&shared.progress.now()) {
             shared.renew_lease();
             shared.progress.wait(deadline, fresh);
+        }
+        if shared.progress.now().over_quota.is_some() {
+            self.ask_for_room(deadline);
+        }
+    }
+
+    /// Has the server say whether the account has room by now; waits until writes follow that.
+    fn ask_for_room(&self, deadline: Instant) {
+        let shared = &self.running.shared;
+        let ask = shared.ask_again();
+        shared.progress.wait(deadline, |m| {
+            m.quit || m.over_quota.is_none_or(|asked| asked >= ask)
+        });
+        while shared.progress.now().over_quota.is_none()
+            && shared.space.is_over_quota()
+            && clock::now() < deadline
+        {
+            shared.drive.nudge();
+            thread::sleep(PACE_INTERVAL);
         }
     }
 

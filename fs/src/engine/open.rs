@@ -2,8 +2,8 @@
 //! server.
 //!
 //! Invariant: with local state no server is needed; without it nothing is believed but a head whose signature, body and
-//! history verify. Missing pins beside other local state stop commits (somebody may have rolled this machine back) but
-//! never reading. Called by `Engine::open`.
+//! history verify. Another machine's state is adopted whole or not at all. Missing pins beside other local state stop
+//! commits (somebody may have rolled this machine back) but never reading. Called by `Engine::open`.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -60,16 +60,35 @@ impl Records {
         };
         let (commit, found_commit) = open(Purpose::Commit)?;
         let damaged = |what| move || EngineError::Record(TwinError::Damaged(what));
-        let decode = |bytes: Vec<u8>| Checkpoint::decode(&bytes).ok_or_else(damaged("checkpoint"));
-        Ok(Self {
+        let found = found_checkpoint.as_deref().map(Checkpoint::decode);
+        let found = found.map(|found| found.ok_or_else(damaged("checkpoint")));
+        let (found_checkpoint, adopted) = found.transpose()?.unzip();
+        let mut records = Self {
             checkpoint,
             pins,
             commit,
-            found_checkpoint: found_checkpoint.map(decode).transpose()?,
+            found_checkpoint,
             found_pins: found_pins.map_or(Ok(None), |bytes| parse_pins(&bytes))?,
             found_commit: found_commit.and_then(|bytes| Pending::decode(&bytes)),
             pins_damaged,
-        })
+        };
+        if let Some(pins) = adopted.flatten() {
+            records.finish_adopting(pins)?;
+        }
+        Ok(records)
+    }
+
+    /// A power cut may have come between the adopted tree and its place in the chain.
+    fn finish_adopting(&mut self, bytes: &[u8]) -> Result<(), EngineError> {
+        let (author, pins) =
+            parse_pins(bytes)?.ok_or(EngineError::Record(TwinError::Damaged("checkpoint")))?;
+        let is_older = |(_, found): &(DeviceId, Pins)| found.seq() < pins.seq();
+        if self.found_pins.as_ref().is_none_or(is_older) {
+            self.pins.write(bytes)?;
+            self.found_pins = Some((author, pins));
+            self.pins_damaged = false;
+        }
+        Ok(())
     }
 }
 
@@ -99,10 +118,13 @@ impl Records {
             .map_or_else(Pins::none, |(_, pins)| pins.clone())
     }
 
-    /// Makes a start on the server's state durable.
+    /// Makes a start on the server's state durable: tree and place in the chain by one record. Never the place first:
+    /// beside it, this machine's old tree would look like work of its own on top of the other's, and be committed.
     fn adopt(&mut self, start: &Start) -> Result<(), EngineError> {
-        self.pins.write(&pins_bytes(&start.author, &start.pins))?;
-        self.checkpoint.write(&start.checkpoint.encode())?;
+        let pins = pins_bytes(&start.author, &start.pins);
+        self.checkpoint
+            .write(&start.checkpoint.encode_adopted(&pins))?;
+        self.pins.write(&pins)?;
         Ok(())
     }
 }

@@ -14,8 +14,8 @@ use crate::clock;
 use crate::drive::{Drive, Settle};
 use crate::journal::Twin;
 use crate::limits::{
-    CHECKPOINT_RETRY, JOURNAL_CHECKPOINT, OVERLAY_CHECKPOINT, PACE_IDLE, PACE_INTERVAL,
-    WRITEBACK_ROUND, WRITEBACK_STEP,
+    CHECKPOINT_RETRY, HELD_INTERVALS, JOURNAL_CHECKPOINT, OVERLAY_CHECKPOINT, PACE_IDLE,
+    PACE_INTERVAL, WRITEBACK_ROUND, WRITEBACK_STEP,
 };
 
 /// What the thread owns.
@@ -101,11 +101,14 @@ impl Pace {
         }
         // While a commit is on its way the next one waits: offline this keeps checkpoints (and the nodes they seal)
         // few.
-        let free = now.committed == now.checkpointed && now.stopped.is_none();
-        self.has_remote
-            && free
-            && clock::now() >= last + self.commit_interval
-            && !self.shared.is_clean()
+        // But one that is refused does not get through by waiting: another may.
+        let held = now.commit_held.is_some();
+        let free = (now.committed == now.checkpointed || held) && now.stopped.is_none();
+        let interval = match held {
+            true => self.commit_interval * HELD_INTERVALS,
+            false => self.commit_interval,
+        };
+        self.has_remote && free && clock::now() >= last + interval && !self.shared.is_clean()
     }
 
     fn checkpoint(&mut self) {

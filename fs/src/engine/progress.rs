@@ -46,14 +46,46 @@ pub(super) struct Milestones {
     pub(super) stopped: Option<String>,
     /// Why nothing is written on this machine any more, if so.
     pub(super) failed: Option<String>,
-    /// The server takes no more of this account; cleared by the next acknowledgement.
-    pub(super) over_quota: bool,
+    /// The server takes no more of this account: how often it had been asked for anew when it said so last. Cleared by
+    /// the next acknowledgement, and by a stream on which nothing is left to send.
+    pub(super) over_quota: Option<u64>,
+    /// How often somebody wanted the server asked again now, whatever it refused before.
+    pub(super) asked: u64,
+    /// What the server refuses was offered again after so many of these.
+    pub(super) offered: u64,
+    /// Rises whenever something is refused, or taken after all.
+    pub(super) refusals: u64,
+    /// Why nothing more is sent for now, if so: the server refuses it.
+    pub(super) upload_held: Option<Held>,
+    /// Why no commit is made for now, if so.
+    pub(super) commit_held: Option<Held>,
     /// The last thing the server or the network said against us; cleared by success.
     pub(super) remote_error: Option<String>,
     /// Shutting down: one more checkpoint and commit.
     pub(super) closing: bool,
     /// Shutting down: every thread ends now.
     pub(super) quit: bool,
+}
+
+/// The server refuses something, and trying again at once is no use.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Held {
+    /// For people.
+    pub(super) why: String,
+    /// How often it had been asked for anew by then.
+    pub(super) asked: u64,
+    /// Operations that do not get there for it.
+    pub(super) seq: u64,
+}
+
+impl Milestones {
+    /// Why the server does not have everything up to operation `seq`, if it has refused something of it after it was
+    /// asked for the `ask`th time.
+    pub(super) fn refused_since(&self, ask: u64, seq: u64) -> Option<&str> {
+        let held = [&self.upload_held, &self.commit_held].into_iter().flatten();
+        let mut since = held.filter(|held| held.asked >= ask && held.seq >= seq);
+        since.next().map(|held| held.why.as_str())
+    }
 }
 
 /// Milestones behind a lock and a bell.
@@ -73,6 +105,11 @@ impl Progress {
     pub(super) fn update(&self, change: impl FnOnce(&mut Milestones)) {
         change(&mut self.lock());
         self.changed.notify_all();
+    }
+
+    /// How often somebody wanted the server asked again.
+    pub(super) fn asked(&self) -> u64 {
+        self.lock().asked
     }
 
     /// No commit before the upload has come to `position`.

@@ -18,6 +18,7 @@ use super::crash::CrashPoints;
 use super::events::{EventKind, Events};
 use super::fence::Kernel;
 use super::progress::Progress;
+use super::refused::Refused;
 use super::space::Space;
 use super::status::{FileSafety, Safety};
 use super::upload::Uploading;
@@ -43,6 +44,8 @@ pub(super) struct Shared {
     pub(super) progress: Progress,
     /// Files of which something is lost.
     pub(super) casualties: Casualties,
+    /// What no commit may need.
+    pub(super) refused: Refused,
     /// What went wrong.
     pub(super) events: Arc<Events>,
     /// Named points for tests.
@@ -81,7 +84,7 @@ impl Shared {
 
     /// Refuses or allows writes by what waits for the server and by what the disk has left.
     pub(super) fn watch_space(&self) {
-        let over_quota = self.progress.now().over_quota;
+        let over_quota = self.progress.now().over_quota.is_some();
         self.space.watch(&self.store, &self.drive, over_quota);
     }
 
@@ -124,8 +127,10 @@ impl Shared {
             Some(candidate.root) == root
                 && outbox.acknowledged() >= candidate.reach.max(now.must_reach)
         };
-        // The nodes of a checkpoint are in the outbox before the drive stands on it.
-        now.candidate.is_some_and(arrived) || outbox.pending().1 == 0
+        // The nodes of a checkpoint are in the outbox before the drive stands on it. Whose something is that the server
+        // refuses is not looked for here.
+        let refused = outbox.withheld_count() > 0;
+        !refused && now.candidate.is_some_and(arrived) || outbox.pending().1 == 0
     }
 
     /// How one file stands. One operation of the drive: after `Missing`, load the node and ask again.
@@ -174,6 +179,17 @@ impl Shared {
     pub(super) fn note_remote_error(&self, e: &RemoteError) {
         self.progress
             .update(|m| m.remote_error = Some(e.to_string()));
+    }
+
+    /// Has the server asked again now, whatever it refused before. Answers how often that was wanted by now.
+    pub(super) fn ask_again(&self) -> u64 {
+        let mut ask = 0;
+        self.progress.update(|m| {
+            m.asked += 1;
+            ask = m.asked;
+        });
+        self.uploading.asked.notify_one();
+        ask
     }
 
     /// Asks for the writer lease now, not at the next renewal.

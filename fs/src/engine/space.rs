@@ -32,6 +32,11 @@ impl Space {
         }
     }
 
+    /// Whether the drive refuses writes because the account has no room.
+    pub(super) fn is_over_quota(&self) -> bool {
+        self.told.load(Ordering::Relaxed) == Errno::EDQUOT.0
+    }
+
     /// Looks, and tells the drive if something has changed.
     pub(super) fn watch(&self, store: &Store, drive: &Drive, over_quota: bool) {
         // What is acknowledged leaves pack by pack, so up to two packs more are no sign of a server that is behind.

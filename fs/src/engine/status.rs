@@ -2,12 +2,16 @@
 //!
 //! Invariant: fields are only ever added; nothing in it names a file or a key. Called by the control socket and tests.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 use super::casualties::Casualty;
 use super::events::Event;
-use super::fence::Fence;
+use super::fence::{Fence, LISTEN};
 use super::lease::Lease;
+use super::refused::Refusal;
+use super::threads::Running;
 
 /// Whether the server is reached and may be written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -132,6 +136,12 @@ pub struct Status {
     pub stopped: Option<String>,
     /// Why nothing is written any more.
     pub failed: Option<String>,
+    /// Why no commit is made for now: the server refuses something. It is tried again.
+    pub held: Option<String>,
+    /// The account may store no more, and writes are refused.
+    pub over_quota: bool,
+    /// Objects that the server refuses.
+    pub refused: Vec<Refusal>,
     /// Files of which something is lost.
     #[serde(skip)]
     pub casualties: Vec<Casualty>,
@@ -158,4 +168,61 @@ impl Status {
             Safety::Sent
         }
     }
+}
+
+impl Running {
+    /// How the drive stands.
+    pub(super) fn status(&self) -> Status {
+        let now = self.shared.progress.now();
+        let lease = *self.lease.borrow();
+        let (pending_bytes, pending_objects) = self.shared.store.outbox().pending();
+        let online = self.shared.uploading.is_online();
+        let heard = now.heard.map_or(Duration::ZERO, |at| at.elapsed());
+        let listens = self.shared.drive.is_read_only() || now.fenced.is_some();
+        let connection = match (self.has_remote(), listens) {
+            (false, _) => Connection::None,
+            // It only listens, and has no stream.
+            (true, true) if now.answered && heard < LISTEN * 3 => Connection::Elsewhere,
+            (true, true) => Connection::Offline,
+            (true, false) => Connection::of(lease, online),
+        };
+        Status {
+            dirty_bytes: self.shared.drive.dirty_bytes(),
+            journal_bytes: now.journal_bytes,
+            pending_bytes,
+            pending_objects,
+            outbox_bytes: self.shared.store.outbox().bytes(),
+            cache_bytes: self.shared.store.cache().bytes(),
+            cache_budget: self.shared.store.cache().budget(),
+            sent_bytes: self.shared.uploading.sent(),
+            is_clean: self.shared.is_clean(),
+            unlogged: self.shared.drive.has_unlogged(),
+            operations: self.shared.drive.seq(),
+            journaled: now.journaled,
+            checkpointed: now.checkpointed,
+            committed: now.committed,
+            commit_seq: now.commit_seq,
+            commit_ms: now.commit_ms,
+            waiting_ms: (!self.shared.is_covered())
+                .then(|| now.waiting.map_or(0, |since| ms(since.elapsed()))),
+            heard_ms: ms(heard),
+            open_for_write: self.shared.drive.open_for_write().len() as u64,
+            lease_epoch: lease.held().map_or(0, |(epoch, _)| epoch),
+            connection,
+            remote_error: now.remote_error,
+            fenced: now.fenced,
+            read_only: self.shared.drive.is_read_only(),
+            stopped: now.stopped,
+            failed: now.failed,
+            held: now.upload_held.or(now.commit_held).map(|held| held.why),
+            over_quota: now.over_quota.is_some() || self.shared.space.is_over_quota(),
+            refused: self.shared.refused.list(),
+            casualties: self.shared.casualties.list(),
+            events: self.shared.events.list(),
+        }
+    }
+}
+
+fn ms(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }

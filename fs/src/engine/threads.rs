@@ -25,7 +25,7 @@ use super::chain::{Chain, root_of};
 use super::commit::Committer;
 use super::config::EngineConfig;
 use super::events::{EventKind, Events};
-use super::fence::{Kernel, LISTEN, name_of};
+use super::fence::{Kernel, name_of};
 use super::fetch::Fetcher;
 use super::flush::Flusher;
 use super::hole::{self, TORN};
@@ -35,9 +35,9 @@ use super::open::{self, Opening, Start};
 use super::pace::Pace;
 use super::prefetch::Prefetch;
 use super::progress::Progress;
+use super::refused::{self, Refused};
 use super::shared::Shared;
 use super::space::Space;
-use super::status::{Connection, Status};
 use super::upload::{self, Uploading};
 use super::warm;
 use super::writeback::Workers;
@@ -53,7 +53,7 @@ pub(super) struct Running {
     pub(super) workers: Workers,
     pub(super) flusher: Flusher,
     pub(super) prefetch: Prefetch,
-    lease: watch::Receiver<Lease>,
+    pub(super) lease: watch::Receiver<Lease>,
     stop: watch::Sender<bool>,
     tasks: Mutex<Vec<task::JoinHandle<()>>>,
     /// In the order in which they are to be joined.
@@ -192,6 +192,7 @@ impl Running {
             space: Space::new(dir, config.outbox_budget),
             progress: Progress::default(),
             casualties: Casualties::default(),
+            refused: Refused::default(),
             events,
             crash: config.crash.clone(),
             names: config.device_names.clone(),
@@ -207,7 +208,13 @@ impl Running {
             shared.stop_commits(EventKind::OutboxDamage, TORN);
         }
         casualties::named_by_journal(&shared);
-        casualties::search(&shared, hole::lost_ids(&shared.store));
+        let lost = hole::lost_ids(&shared.store);
+        let doubtful = shared.store.doubtful().iter().copied();
+        if !shared.refused.lose(lost.iter().copied().chain(doubtful)) {
+            shared.stop_commits(EventKind::OutboxDamage, TORN);
+        }
+        casualties::search(&shared, lost);
+        refused::remember(&shared);
         let (workers, mut threads) =
             Workers::start(&shared, worker_count(&config), config.chunk_sizes())
                 .map_err(io("starting a thread"))?;
@@ -340,57 +347,6 @@ impl Running {
         }
         self.shared.casualties.join();
     }
-
-    pub(super) fn status(&self) -> Status {
-        let now = self.shared.progress.now();
-        let lease = *self.lease.borrow();
-        let (pending_bytes, pending_objects) = self.shared.store.outbox().pending();
-        let online = self.shared.uploading.is_online();
-        let heard = now.heard.map_or(Duration::ZERO, |at| at.elapsed());
-        let listens = self.shared.drive.is_read_only() || now.fenced.is_some();
-        let connection = match (self.has_remote(), listens) {
-            (false, _) => Connection::None,
-            // It only listens, and has no stream.
-            (true, true) if now.answered && heard < LISTEN * 3 => Connection::Elsewhere,
-            (true, true) => Connection::Offline,
-            (true, false) => Connection::of(lease, online),
-        };
-        Status {
-            dirty_bytes: self.shared.drive.dirty_bytes(),
-            journal_bytes: now.journal_bytes,
-            pending_bytes,
-            pending_objects,
-            outbox_bytes: self.shared.store.outbox().bytes(),
-            cache_bytes: self.shared.store.cache().bytes(),
-            cache_budget: self.shared.store.cache().budget(),
-            sent_bytes: self.shared.uploading.sent(),
-            is_clean: self.shared.is_clean(),
-            unlogged: self.shared.drive.has_unlogged(),
-            operations: self.shared.drive.seq(),
-            journaled: now.journaled,
-            checkpointed: now.checkpointed,
-            committed: now.committed,
-            commit_seq: now.commit_seq,
-            commit_ms: now.commit_ms,
-            waiting_ms: (!self.shared.is_covered())
-                .then(|| now.waiting.map_or(0, |since| ms(since.elapsed()))),
-            heard_ms: ms(heard),
-            open_for_write: self.shared.drive.open_for_write().len() as u64,
-            lease_epoch: lease.held().map_or(0, |(epoch, _)| epoch),
-            connection,
-            remote_error: now.remote_error,
-            fenced: now.fenced,
-            read_only: self.shared.drive.is_read_only(),
-            stopped: now.stopped,
-            failed: now.failed,
-            casualties: self.shared.casualties.list(),
-            events: self.shared.events.list(),
-        }
-    }
-}
-
-fn ms(time: Duration) -> u64 {
-    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Asks for the lease before anything else, as long as mounting may take; `-o ro` asks for none. Also whether the

@@ -1,9 +1,11 @@
 //! The upload: the outbox in order, over one stream, within a window; whatever was not acknowledged is sent again.
 //!
 //! Invariant: `Outbox::acknowledge` is called only with what the server says survives its power cut, and never past an
-//! object whose id the server holds with other bytes until those were opened. One task.
+//! object whose id the server holds with other bytes until those were opened. An object that the server refuses is set
+//! aside, and what is behind it goes on ([`super::refused`]). One task.
 
 use std::collections::{HashSet, VecDeque};
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
@@ -19,11 +21,12 @@ use super::backoff::Backoff;
 use super::casualties;
 use super::conflict;
 use super::events::EventKind;
-use super::hole::{self, TORN};
+use super::hole::TORN;
 use super::lease::Lease;
+use super::refused::{self, Flying, Offers};
 use super::shared::Shared;
 use crate::clock;
-use crate::limits::{CALL_DEADLINE, NODE_WAIT, UPLOAD_YIELD, UPLOAD_YIELD_LONGEST};
+use crate::limits::{CALL_DEADLINE, UPLOAD_YIELD, UPLOAD_YIELD_LONGEST};
 use crate::remote::{Ack, Remote, RemoteError, UploadStream};
 use crate::store::{Outgoing, Position, StoreError};
 
@@ -32,6 +35,8 @@ use crate::store::{Outgoing, Position, StoreError};
 pub(super) struct Uploading {
     /// Rung after every append.
     pub(super) appended: Notify,
+    /// Rung when the server is to be asked again now.
+    pub(super) asked: Notify,
     /// Bytes acknowledged since the mount.
     pub(super) sent_bytes: AtomicU64,
     /// The stream is open.
@@ -50,17 +55,12 @@ impl Uploading {
     }
 }
 
-struct Flying {
-    sequence: u64,
-    sid: Sid,
-    end: Position,
-    len: usize,
-}
-
 enum Stop {
     Remote(RemoteError),
     Local(StoreError),
     LeaseLost,
+    /// The server refuses one of these, which were on their way.
+    Refused(RemoteError, VecDeque<Flying>),
 }
 
 impl From<RemoteError> for Stop {
@@ -83,6 +83,7 @@ pub(super) async fn run(
     mut stop: watch::Receiver<bool>,
 ) {
     let mut backoff = Backoff::default();
+    let mut offers = Offers::new();
     loop {
         let held = tokio::select! {
             biased;
@@ -93,28 +94,35 @@ pub(super) async fn run(
             return;
         };
         let before = shared.uploading.sent_bytes.load(Ordering::Relaxed);
+        let asked = shared.progress.asked();
+        let held = (epoch, gc_generation);
         let ended = tokio::select! {
             biased;
             _ = stop.wait_for(|stop| *stop) => return,
-            ended = session(&shared, &remote, &mut lease, epoch, gc_generation) => ended,
+            ended = session(&shared, &remote, &mut lease, &mut offers, held) => ended,
         };
         shared.uploading.online.store(false, Ordering::Relaxed);
         if shared.uploading.sent_bytes.load(Ordering::Relaxed) > before {
             backoff.reset();
         }
         match ended {
+            Stop::Refused(e, flying) => {
+                if offers.refused(&shared, &e, &flying) {
+                    continue;
+                }
+            }
             Stop::Remote(RemoteError::Fenced | RemoteError::Stale) | Stop::LeaseLost => {
+                offers.reconnect();
                 shared.renew_lease()
             }
             Stop::Remote(e) if e.is_temporary() => {
+                offers.reconnect();
                 if e == RemoteError::Quota {
-                    shared.progress.update(|m| m.over_quota = true);
+                    shared.progress.update(|m| m.over_quota = Some(asked));
                 }
                 shared.note_remote_error(&e);
             }
-            Stop::Remote(e) => shared
-                .events
-                .push(EventKind::Refused, format!("upload: {e}")),
+            Stop::Remote(e) => refused::hold(&shared, format!("upload: {e}"), asked),
             Stop::Local(StoreError::OutboxDamaged(sid, end)) => {
                 heal(&shared, sid, end).await;
                 backoff.reset();
@@ -124,6 +132,7 @@ pub(super) async fn run(
         tokio::select! {
             biased;
             _ = stop.wait_for(|stop| *stop) => return,
+            () = shared.uploading.asked.notified() => {}
             () = time::sleep(backoff.next()) => {}
         }
     }
@@ -133,12 +142,19 @@ pub(super) async fn run(
 async fn heal(shared: &Arc<Shared>, sid: Sid, end: Position) {
     let here = Arc::clone(shared);
     let healed = task::spawn_blocking(move || {
+        // Nobody commits between the moment when it leaves the queue and that when it is known what became of it.
+        let _doubt = here.refused.doubt();
         let node = |reference: &Reference| here.drive.node_in_memory(reference);
-        here.blobs.heal(sid, end, node)
+        let healed = here.blobs.heal(sid, end, node)?;
+        if healed {
+            here.progress.must_reach(here.store.end());
+        } else if !here.refused.lose([sid]) {
+            here.stop_commits(EventKind::OutboxDamage, TORN);
+        }
+        Ok::<_, StoreError>(healed)
     });
     match healed.await {
         Ok(Ok(true)) => {
-            shared.progress.must_reach(shared.store.end());
             let what = format!(
                 "object {} of the outbox was damaged and is sealed again",
                 sid.to_hex()
@@ -151,27 +167,10 @@ async fn heal(shared: &Arc<Shared>, sid: Sid, end: Position) {
                 sid.to_hex()
             );
             shared.events.push(EventKind::OutboxDamage, what);
-            let lost = HashSet::from([sid]);
-            keep_commits_whole(shared, lost.clone()).await;
-            casualties::search(shared, lost);
+            casualties::search(shared, HashSet::from([sid]));
         }
         Ok(Err(e)) => shared.fail_local(&e.to_string()),
         Err(_) => shared.fail_local("healing the outbox broke off"),
-    }
-}
-
-/// Lets no commit name a tree that one of these is a node of: it would be a restore point that cannot be restored.
-async fn keep_commits_whole(shared: &Arc<Shared>, lost: HashSet<Sid>) {
-    let Some(candidate) = shared.progress.now().candidate else {
-        return;
-    };
-    let here = Arc::clone(shared);
-    let look = task::spawn_blocking(move || {
-        let deadline = clock::now() + NODE_WAIT;
-        hole::find(&here.blobs, &here.store, candidate.root, &lost, deadline)
-    });
-    if let Ok(Ok(Some(_))) = look.await {
-        shared.stop_commits(EventKind::OutboxDamage, TORN);
     }
 }
 
@@ -179,10 +178,10 @@ async fn session(
     shared: &Arc<Shared>,
     remote: &Arc<dyn Remote>,
     lease: &mut watch::Receiver<Lease>,
-    epoch: u64,
-    gc_generation: u64,
+    offers: &mut Offers,
+    held: (u64, u64),
 ) -> Stop {
-    match transfer(shared, remote, lease, epoch, gc_generation).await {
+    match transfer(shared, remote, lease, offers, held).await {
         Ok(never) => match never {},
         Err(stop) => stop,
     }
@@ -192,9 +191,9 @@ async fn transfer(
     shared: &Arc<Shared>,
     remote: &Arc<dyn Remote>,
     lease: &mut watch::Receiver<Lease>,
-    epoch: u64,
-    gc_generation: u64,
-) -> Result<std::convert::Infallible, Stop> {
+    offers: &mut Offers,
+    (epoch, gc_generation): (u64, u64),
+) -> Result<Infallible, Stop> {
     let late = |_| RemoteError::Unreachable("no answer in time".into());
     let UploadStream { objects, mut acks } =
         timeout(CALL_DEADLINE, remote.open_upload(epoch, gc_generation))
@@ -207,25 +206,48 @@ async fn transfer(
     let mut in_flight = 0;
     let mut sequence = 0;
     let mut courtesy = Courtesy::default();
+    // The server takes no more: what it has to say is still to come.
+    let mut closed = false;
     loop {
         if ready.is_empty() && in_flight < UPLOAD_WINDOW {
             ready = read_ahead(shared, cursor).await?.into();
             cursor = ready.back().map_or(cursor, |last| last.end);
             shared.crash.reached("upload-read");
         }
+        if ready.is_empty() && flying.is_empty() {
+            has_room(shared);
+        }
+        offers.turn(shared);
+        if flying.is_empty() {
+            insert_offer(shared, offers, &mut ready).await?;
+        }
+        let alone = |end| offers.is_alone(end);
+        let waits = offers.next().is_some()
+            || flying.front().is_some_and(|one| alone(one.end))
+            || ready.front().is_some_and(|next| alone(next.end));
+        let window = in_flight < UPLOAD_WINDOW && !closed && (flying.is_empty() || !waits);
         let yields = courtesy.yields(shared.writers_first(), clock::now());
-        let may_send = !ready.is_empty() && in_flight < UPLOAD_WINDOW && !yields;
+        let may_send = !ready.is_empty() && window && !yields;
+        let next_round = offers.pause(shared);
         // In this order: a lost lease stops at once, acknowledgements make room, and only then more is sent.
         tokio::select! {
             biased;
             () = lost(lease, (epoch, gc_generation)) => return Err(Stop::LeaseLost),
             ack = acks.recv() => {
                 let gone = || RemoteError::Unreachable("the upload stream closed".into());
-                in_flight -= land(shared, remote, &mut flying, sequence, ack.ok_or_else(gone)??).await?;
+                match ack.ok_or_else(gone)? {
+                    Ok(ack) => in_flight -= land(shared, remote, &mut flying, offers, sequence, ack).await?,
+                    Err(e) if refused::is_verdict(&e) && !flying.is_empty() => {
+                        return Err(Stop::Refused(e, flying));
+                    }
+                    Err(e) => return Err(e.into()),
+                }
             }
             permit = objects.reserve(), if may_send => {
-                let gone = |_| RemoteError::Unreachable("the upload stream closed".into());
-                let permit = permit.map_err(gone)?;
+                let Ok(permit) = permit else {
+                    closed = true;
+                    continue;
+                };
                 if let Some(next) = ready.pop_front() {
                     sequence += 1;
                     in_flight += next.object.len();
@@ -235,9 +257,49 @@ async fn transfer(
                 }
             }
             () = time::sleep(UPLOAD_YIELD), if yields => {}
+            () = time::sleep(CALL_DEADLINE), if closed => {
+                return Err(RemoteError::Unreachable("the upload stream closed".into()).into());
+            }
             () = shared.uploading.appended.notified(), if ready.is_empty() && in_flight < UPLOAD_WINDOW => {}
+            () = shared.uploading.asked.notified() => {}
+            () = time::sleep(next_round.unwrap_or_default()), if next_round.is_some() => {}
         }
     }
+}
+
+/// The server has taken something, or nothing is left that it could refuse.
+fn has_room(shared: &Shared) {
+    let now = shared.progress.now();
+    if now.over_quota.is_some() || now.upload_held.is_some() {
+        shared.progress.update(|m| {
+            m.over_quota = None;
+            m.upload_held = None;
+        });
+    }
+}
+
+/// Puts a refused object in front that is to be offered again.
+async fn insert_offer(
+    shared: &Arc<Shared>,
+    offers: &mut Offers,
+    ready: &mut VecDeque<Outgoing>,
+) -> Result<(), StoreError> {
+    while let Some(end) = offers.next() {
+        if ready.front().is_some_and(|first| first.end == end) {
+            break;
+        }
+        let here = Arc::clone(shared);
+        let read = task::spawn_blocking(move || here.store.outbox().outgoing_at(end)).await;
+        match read.map_err(|_| StoreError::Failed)?? {
+            Some(object) => {
+                ready.push_front(object);
+                break;
+            }
+            None => offers.done(end),
+        }
+    }
+    offers.turn(shared);
+    Ok(())
 }
 
 /// How long the upload has let writers go first.
@@ -273,6 +335,7 @@ async fn land(
     shared: &Arc<Shared>,
     remote: &Arc<dyn Remote>,
     flying: &mut VecDeque<Flying>,
+    offers: &mut Offers,
     sent: u64,
     ack: Ack,
 ) -> Result<usize, Stop> {
@@ -285,27 +348,32 @@ async fn land(
         };
         conflict::settle(shared, remote, ours.sid, conflict.stored_hash).await?;
     }
+    let outbox = shared.store.outbox();
     let mut bytes = 0;
-    let mut reached = None;
+    let mut reached = false;
     while flying
         .front()
         .is_some_and(|first| first.sequence <= ack.durable_sequence)
     {
         if let Some(landed) = flying.pop_front() {
             bytes += landed.len;
-            reached = Some(landed.end);
+            reached = true;
+            // One that was refused before is on the server now, and says nothing of what lies before it.
+            if outbox.accept(landed.end) {
+                offers.done(landed.end);
+                refused::taken(shared, landed.sid);
+            } else {
+                outbox.acknowledge(landed.end);
+            }
         }
     }
-    if let Some(end) = reached {
-        shared.store.outbox().acknowledge(end);
+    if reached {
         shared.crash.reached("upload-acknowledged");
         shared
             .uploading
             .sent_bytes
             .fetch_add(bytes as u64, Ordering::Relaxed);
-        if shared.progress.now().over_quota {
-            shared.progress.update(|m| m.over_quota = false);
-        }
+        has_room(shared);
         shared.heard();
     }
     Ok(bytes)

@@ -66,6 +66,16 @@ pub(super) struct Marks {
     pub(super) durable: Vec<Position>,
     /// What is known not to be good of outbox packs.
     pub(super) holes: Vec<Hole>,
+    /// Ends of records that the server refused: no acknowledgement of what stands behind them counts for them.
+    pub(super) withheld: Vec<Position>,
+}
+
+impl Marks {
+    /// Whether the server has acknowledged the record of `pack` that begins at `from` and ends at `to`.
+    pub(super) fn is_acknowledged(&self, pack: u64, from: u64, to: u64) -> bool {
+        let inside = |end: &Position| end.pack == pack && from < end.offset && end.offset <= to;
+        Position::new(pack, to) <= self.acknowledged && !self.withheld.iter().any(inside)
+    }
 }
 
 #[derive(Default)]
@@ -229,6 +239,8 @@ impl Index {
                 table.insert("durable", durable.as_slice())?;
                 let holes: Vec<u8> = marks.holes.iter().flat_map(Hole::encode).collect();
                 table.insert("holes", holes.as_slice())?;
+                let withheld: Vec<u8> = marks.withheld.iter().flat_map(Position::encode).collect();
+                table.insert("withheld", withheld.as_slice())?;
             }
         }
         Ok(txn.commit()?)
@@ -257,10 +269,11 @@ impl Index {
         let acknowledged = table
             .get("acknowledged")?
             .and_then(|v| Position::decode(v.value()));
-        let durable = table.get("durable")?.map(|v| {
-            let ends = v.value().chunks(Position::LEN);
-            ends.filter_map(Position::decode).collect()
-        });
+        let ends = |name| -> Result<Vec<Position>, IndexError> {
+            let found = table.get(name)?;
+            let ends = found.iter().flat_map(|v| v.value().chunks(Position::LEN));
+            Ok(ends.filter_map(Position::decode).collect())
+        };
         let holes = table.get("holes")?.map(|v| {
             let holes = v.value().chunks(Hole::LEN);
             holes.filter_map(Hole::decode).collect()
@@ -268,8 +281,9 @@ impl Index {
         Ok(Marks {
             indexed_below: indexed.unwrap_or(0),
             acknowledged: acknowledged.unwrap_or_default(),
-            durable: durable.unwrap_or_default(),
+            durable: ends("durable")?,
             holes: holes.unwrap_or_default(),
+            withheld: ends("withheld")?,
         })
     }
 

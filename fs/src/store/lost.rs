@@ -14,7 +14,7 @@ use super::StoreError;
 use super::index::{Index, Marks};
 use super::outbox::Outbox;
 use super::packfile::{self, Bad};
-use super::place::{Place, Position, Row};
+use super::place::{Place, Row};
 
 /// A stretch of an outbox pack that is known not to be good, and is not taken for sent when later ones are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -92,7 +92,7 @@ impl Damage {
     pub(super) fn judge(&mut self, number: u64, scan: &packfile::Scan, marks: &Marks) {
         let durable = marks.durable.iter().find(|end| end.pack == number);
         let durable = durable.map_or(0, |end| end.offset);
-        let is_acknowledged = |to| Position::new(number, to) <= marks.acknowledged;
+        let is_acknowledged = |from, to| marks.is_acknowledged(number, from, to);
         let mut found = Lost {
             pack: number,
             sids: Vec::new(),
@@ -107,7 +107,7 @@ impl Damage {
                 |hole: &&Hole| hole.pack == number && hole.from <= bad.from && bad.to <= hole.to;
             let known = marks.holes.iter().find(is_it);
             // The server acknowledges in order; what was known to be missing then was stepped over.
-            let acknowledged = known.is_none() && is_acknowledged(bad.to);
+            let acknowledged = known.is_none() && is_acknowledged(bad.from, bad.to);
             let promised = known.map_or(bad.from < durable, |hole| hole.lost);
             if promised {
                 lose(bad, acknowledged);
@@ -124,10 +124,10 @@ impl Damage {
         // What looks like a torn tail had been synced: then it is damage.
         let is_cut = scan.len < durable;
         match &scan.tail {
-            Some(bad) if is_cut => lose(bad, is_acknowledged(bad.to)),
+            Some(bad) if is_cut => lose(bad, is_acknowledged(bad.from, bad.to)),
             tail => self.doubtful.extend(tail.as_ref().and_then(|bad| bad.sid)),
         }
-        found.unknown |= is_cut && !is_acknowledged(durable);
+        found.unknown |= is_cut && !is_acknowledged(scan.len, durable);
         if found.unknown || !found.sids.is_empty() {
             self.lost.push(found);
         }
@@ -176,7 +176,9 @@ impl Damage {
                 && !here.contains(&(sid, place.pack))
                 && !owner.sids.iter().any(|(known, _)| *known == sid)
             {
-                owner.sids.push((sid, place.end() <= marks.acknowledged));
+                let to = packfile::end_of(place.offset, place.len);
+                let acknowledged = marks.is_acknowledged(place.pack, place.offset, to);
+                owner.sids.push((sid, acknowledged));
             }
         }
         for lost in &mut self.lost {
@@ -206,6 +208,7 @@ mod tests {
     use sealdrive_pack::Directory;
 
     use super::super::packfile::{Entry, NOTE_LEN, PackWriter};
+    use super::super::place::Position;
     use super::*;
 
     const SYNCED: usize = 3;

@@ -274,6 +274,11 @@ impl Store {
         self.index.put(sid, Row::Gone);
     }
 
+    /// The object is nowhere that is known of.
+    pub fn is_nowhere(&self, sid: &Sid) -> Result<bool, StoreError> {
+        Ok(self.known(sid)?.is_none())
+    }
+
     /// The server has lost an object: sends it again if a good copy is here. False if there is none.
     pub fn send_again(&self, sid: Sid) -> Result<bool, StoreError> {
         let Local::Object(object, known) = self.read(&sid)? else {
@@ -318,14 +323,15 @@ impl Store {
         .filter(|n| *n != 0)
         .min()
         .unwrap_or(next);
-        let acknowledged = self.outbox.acknowledged().min(synced);
+        let (acknowledged, withheld) = self.outbox.acknowledged_but();
         self.index.flush(
             synced,
             Some(Marks {
                 indexed_below,
-                acknowledged,
+                acknowledged: acknowledged.min(synced),
                 durable,
                 holes: self.outbox.holes(),
+                withheld,
             }),
         )?;
         Ok(())

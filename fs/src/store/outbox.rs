@@ -5,6 +5,7 @@
 //! write(2), never an fsync. Called by `store/mod.rs`.
 
 mod state;
+mod withheld;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError};
@@ -46,7 +47,10 @@ struct State {
     /// Closed packs whose last bytes are not known to be durable.
     unsynced: Vec<Arc<dyn MediumFile>>,
     synced: Position,
+    /// The server has everything before it that is neither withheld nor a hole.
     acknowledged: Position,
+    /// Ends of the records that the server refuses, and whose they are.
+    withheld: BTreeMap<Position, Sid>,
     /// What is not good of the packs, and is stepped over.
     holes: Vec<Hole>,
     pending_bytes: u64,
@@ -95,7 +99,11 @@ impl Outbox {
             let scan = packfile::recover(&*dir, *number).map_err(broken)?;
             damage.judge(*number, &scan, marks);
             for entry in &scan.entries {
-                if (Position::new(*number, entry.end())) > acknowledged {
+                let end = Position::new(*number, entry.end());
+                if marks.withheld.contains(&end) {
+                    state.withheld.insert(end, entry.sid);
+                }
+                if state.is_waiting(end) {
                     state.pending_bytes += u64::from(entry.len);
                     state.pending_objects += 1;
                 }
@@ -235,21 +243,7 @@ impl Outbox {
             .map_err(|e| StoreError::Io("writing the outbox", e))?;
         let mut out = Vec::with_capacity(wanted.len());
         for (pack, entry, file) in wanted {
-            let end = Position {
-                pack,
-                offset: entry.end(),
-            };
-            match packfile::read(&*file, entry.offset, entry.len) {
-                Ok(packfile::Read::Object(object)) => out.push(Outgoing {
-                    sid: entry.sid,
-                    end,
-                    object,
-                }),
-                Ok(packfile::Read::Damaged) => {
-                    return Err(StoreError::OutboxDamaged(entry.sid, end));
-                }
-                Err(e) => return Err(StoreError::Io("reading the outbox", e)),
-            }
+            out.push(outgoing(pack, &entry, &*file)?);
         }
         Ok(out)
     }
@@ -265,7 +259,7 @@ impl Outbox {
         for (number, pack) in state.packs.range(from.pack..=to.pack) {
             for entry in &pack.entries {
                 let end = Position::new(*number, entry.end());
-                if end > from && end <= to {
+                if end > from && end <= to && !state.withheld.contains_key(&end) {
                     bytes += u64::from(entry.len);
                     objects += 1;
                 }
@@ -293,10 +287,11 @@ impl Outbox {
             to: end.offset,
             lost: true,
         });
-        if end > state.acknowledged {
+        if state.is_waiting(end) {
             state.pending_bytes -= u64::from(entry.len);
             state.pending_objects -= 1;
         }
+        state.withheld.remove(&end);
     }
 
     /// What is known not to be good of the packs that are here.
@@ -318,7 +313,7 @@ impl Outbox {
             true => end.min(state.synced),
             false => end,
         };
-        ends.filter(|end| *end > state.acknowledged)
+        ends.filter(|end| *end > state.acknowledged || state.withholds_in(end.pack))
             .map(durable)
             .filter(|end| *end <= state.synced)
             .collect()
@@ -326,7 +321,10 @@ impl Outbox {
 
     /// Whether the server has what lies there.
     pub(super) fn is_acknowledged(&self, place: &Place) -> bool {
-        place.end() <= self.state().acknowledged
+        let state = self.state();
+        let end = packfile::end_of(place.offset, place.len);
+        let withheld = &state.withheld;
+        place.end() <= state.acknowledged && !withheld.contains_key(&Position::new(place.pack, end))
     }
 
     /// How far the server has acknowledged.
@@ -357,7 +355,7 @@ impl Outbox {
             let limit = committed.min(state.acknowledged);
             let open = state.open.as_ref().map(PackWriter::number);
             let covered = |(n, p): (&u64, &OutPack)| {
-                let inside = Position::new(*n, p.len) <= limit;
+                let inside = Position::new(*n, p.len) <= limit && !state.withholds_in(*n);
                 (inside && Some(*n) != open).then_some(*n)
             };
             state.packs.iter().filter_map(covered).collect()
@@ -403,5 +401,19 @@ impl Outbox {
     /// Number of the pack being written, if any.
     pub(super) fn open_number(&self) -> Option<u64> {
         self.state().open.as_ref().map(PackWriter::number)
+    }
+}
+
+/// Reads one object for the upload.
+fn outgoing(pack: u64, entry: &Entry, file: &dyn MediumFile) -> Result<Outgoing, StoreError> {
+    let end = Position::new(pack, entry.end());
+    match packfile::read(file, entry.offset, entry.len) {
+        Ok(packfile::Read::Object(object)) => Ok(Outgoing {
+            sid: entry.sid,
+            end,
+            object,
+        }),
+        Ok(packfile::Read::Damaged) => Err(StoreError::OutboxDamaged(entry.sid, end)),
+        Err(e) => Err(StoreError::Io("reading the outbox", e)),
     }
 }

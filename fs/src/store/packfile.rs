@@ -36,8 +36,13 @@ pub(super) struct Entry {
 impl Entry {
     /// Offset just after the record.
     pub(super) fn end(&self) -> u64 {
-        self.offset + RECORD_HEADER + u64::from(self.len)
+        end_of(self.offset, self.len)
     }
+}
+
+/// Offset just after a record that begins at `offset` and holds an object of `len` bytes.
+pub(super) fn end_of(offset: u64, len: u32) -> u64 {
+    offset + RECORD_HEADER + u64::from(len)
 }
 
 /// What a read found.

@@ -26,9 +26,20 @@ pub struct Disk {
     pub puts: u64,
 }
 
+/// Whether an object is refused, for good.
+pub type Refuse = Box<dyn FnMut(&Bytes) -> bool + Send>;
+
 /// Faults, switched by tests.
 #[derive(Default)]
 pub struct Faults {
+    /// Objects for which this holds are refused, and the stream ends with the refusal.
+    pub refuse: Mutex<Option<Refuse>>,
+    /// Every commit is refused.
+    pub refuse_commits: AtomicBool,
+    /// This commit is refused; it begins as an empty one, which is the next that comes.
+    pub refuse_commit: Mutex<Option<Bytes>>,
+    /// Most bytes of objects (0: no bound).
+    pub quota: AtomicU64,
     /// Every call fails.
     pub offline: AtomicBool,
     /// Each upload stream breaks after this many objects (0: never).
@@ -76,6 +87,34 @@ impl MemoryServer {
             return Err(RemoteError::Unreachable("switched off".into()));
         }
         Ok(())
+    }
+
+    /// Whether the object is taken.
+    fn judge(&self, object: &Bytes) -> Result<(), RemoteError> {
+        let mut refuse = self.faults.refuse.lock().unwrap();
+        if refuse.as_mut().is_some_and(|refuse| refuse(object)) {
+            return Err(RemoteError::Refused("object is not to my taste".into()));
+        }
+        let quota = self.faults.quota.load(Ordering::SeqCst);
+        let stored: usize = self.disk().objects.values().map(Bytes::len).sum();
+        match quota > 0 && (stored + object.len()) as u64 > quota {
+            true => Err(RemoteError::Quota),
+            false => Ok(()),
+        }
+    }
+
+    fn judge_commit(&self, commit: &Bytes) -> Result<(), RemoteError> {
+        let mut one = self.faults.refuse_commit.lock().unwrap();
+        let is_it = one.as_mut().is_some_and(|one| {
+            if one.is_empty() {
+                *one = commit.clone();
+            }
+            one == commit
+        });
+        match is_it || self.faults.refuse_commits.load(Ordering::SeqCst) {
+            true => Err(RemoteError::Refused("commit is not to my taste".into())),
+            false => Ok(()),
+        }
     }
 
     fn put(&self, object: Bytes) -> Option<[u8; 32]> {
@@ -265,6 +304,7 @@ impl Remote for Connection {
     ) -> BoxFuture<'_, Result<CommitAnswer, RemoteError>> {
         Box::pin(async move {
             self.server.up()?;
+            self.server.judge_commit(&commit)?;
             let answer = self.server.commit(self.device, commit, body)?;
             let lose = &self.server.faults.lose_commit_answers;
             if lose
@@ -294,33 +334,62 @@ async fn serve_upload(
 ) {
     let cut_after = server.faults.cut_after.load(Ordering::SeqCst);
     let mut count = 0;
-    while let Some((sequence, object)) = incoming.recv().await {
-        count += 1;
-        if server.up().is_err() || (cut_after > 0 && count > cut_after) {
-            let _ = outgoing
-                .send(Err(RemoteError::Unreachable("cut".into())))
-                .await;
-            return;
-        }
-        let stored_hash = server.put(object);
-        let conflicts = stored_hash
-            .map(|stored_hash| Conflict {
-                sequence,
-                stored_hash,
-            })
-            .into_iter()
-            .collect();
-        let delay = server.faults.ack_delay_ms.load(Ordering::SeqCst);
-        tokio::time::sleep(Duration::from_millis(delay)).await;
-        if outgoing
-            .send(Ok(Ack {
+    while let Some(first) = incoming.recv().await {
+        for (sequence, object) in message(&server, first, &mut incoming).await {
+            count += 1;
+            if server.up().is_err() || (cut_after > 0 && count > cut_after) {
+                let cut = RemoteError::Unreachable("cut".into());
+                let _ = outgoing.send(Err(cut)).await;
+                return;
+            }
+            let object = match object {
+                Ok(object) => object,
+                Err(error) => {
+                    let _ = outgoing.send(Err(error)).await;
+                    return;
+                }
+            };
+            let stored_hash = server.put(object);
+            let conflicts = stored_hash
+                .map(|stored_hash| Conflict {
+                    sequence,
+                    stored_hash,
+                })
+                .into_iter()
+                .collect();
+            let delay = server.faults.ack_delay_ms.load(Ordering::SeqCst);
+            tokio::time::sleep(Duration::from_millis(delay)).await;
+            let ack = Ack {
                 durable_sequence: sequence,
                 conflicts,
-            }))
-            .await
-            .is_err()
-        {
-            return;
+            };
+            if outgoing.send(Ok(ack)).await.is_err() {
+                return;
+            }
         }
     }
+}
+
+/// The objects of one message, all or none of which are taken: the real server refuses whole messages.
+async fn message(
+    server: &MemoryServer,
+    first: (u64, Bytes),
+    incoming: &mut mpsc::Receiver<(u64, Bytes)>,
+) -> Vec<(u64, Result<Bytes, RemoteError>)> {
+    let mut all = vec![first];
+    if server.faults.refuse.lock().unwrap().is_some() {
+        // What else is on its way comes along.
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        while let Ok(next) = incoming.try_recv() {
+            all.push(next);
+        }
+        let refused = all
+            .iter()
+            .find_map(|(_, object)| server.judge(object).err());
+        if let Some(error) = refused {
+            return vec![(all[0].0, Err(error))];
+        }
+    }
+    let judged = |(sequence, object)| (sequence, server.judge(&object).map(|()| object));
+    all.into_iter().map(judged).collect()
 }

@@ -106,6 +106,12 @@ impl Server {
         );
     }
 
+    /// Starts again with other arguments.
+    pub fn restart_with(&mut self, arguments: &[&str]) {
+        self.arguments = arguments.iter().map(|word| (*word).to_owned()).collect();
+        self.restart();
+    }
+
     /// Starts again over the same data on the same port.
     pub fn restart(&mut self) {
         self.daemon = spawn(&self.data, self.address, &self.arguments);

@@ -120,7 +120,11 @@ impl State {
             } else {
                 0
             };
-            for entry in pack.entries.iter().skip(from) {
+            let refused = |entry: &&Entry| {
+                let end = Position::new(*number, entry.end());
+                self.withheld.contains_key(&end)
+            };
+            for entry in pack.entries.iter().skip(from).filter(|e| !refused(e)) {
                 out.push((*number, *entry, Arc::clone(&pack.file)));
                 bytes += entry.len as usize;
                 if bytes >= max_bytes {
