@@ -18,7 +18,9 @@ use crate::cli::exit::Exit;
 use crate::clock;
 use crate::control::{Ask, Control, DamagedFile, Progress, Refusal, Status};
 use crate::drive::{Answer, Drive, DriveError, Errno};
-use crate::engine::{BlobError, Connection, Engine, Safety, SyncError, count_conflicts};
+use crate::engine::{
+    BlobError, Connection, Engine, NotDurable, Safety, SyncError, count_conflicts,
+};
 use crate::fuse::{Backing, BackingError, ChunkNow, Space};
 use crate::limits::{BELOW_LONGEST, BELOW_MOST, HEAR_LONGEST};
 
@@ -290,6 +292,11 @@ impl Control for Handle {
                 };
                 refuse(exit, why, advice)
             }
+            Err(error @ SyncError::Local(NotDurable::NoSpace)) => refuse(
+                Exit::Space,
+                error.to_string(),
+                "free some space on this machine, and keep the drive mounted until then",
+            ),
             Err(error @ SyncError::Local(_)) => refuse(
                 Exit::Lost,
                 error.to_string(),
@@ -374,7 +381,14 @@ fn sync_error(error: SyncError, fenced: bool) -> BackingError {
         SyncError::Stopped(_) if fenced => BackingError::ReadOnly,
         SyncError::Stopped(_) => BackingError::Stopped,
         SyncError::NoServer => BackingError::Unreachable,
-        SyncError::Local(error) => BackingError::Disk(error.to_string()),
+        SyncError::Local(error) => local_error(error),
+    }
+}
+
+fn local_error(error: NotDurable) -> BackingError {
+    match error {
+        NotDurable::NoSpace => BackingError::NoSpace,
+        NotDurable::Failed => BackingError::Disk(error.to_string()),
     }
 }
 
@@ -410,9 +424,7 @@ impl Backing for Live {
     }
 
     fn sync_local(&self, _deadline: Instant) -> Result<(), BackingError> {
-        self.engine
-            .sync_local()
-            .map_err(|error| BackingError::Disk(error.to_string()))
+        self.engine.sync_local().map_err(local_error)
     }
 
     fn fsync_waits_for_server(&self) -> bool {
@@ -477,7 +489,7 @@ impl Backing for Live {
         let ended = self.engine.shutdown(clock::now());
         match (sent, ended) {
             (Err(SyncError::Local(error)), _) | (_, Err(SyncError::Local(error))) => {
-                Err(BackingError::Disk(error.to_string()))
+                Err(local_error(error))
             }
             (Ok(()), _) => Ok(0),
             // Never nought when something is left, even if only the commit itself is.

@@ -101,6 +101,7 @@ impl Drive {
         let before = map.bytes();
         map.write(off, data, version);
         s.dirty_bytes += map.bytes() - before;
+        s.granted = s.granted.saturating_sub(u64::from(len));
         s.wrote(ino, end, version, now);
         s.done();
         self.announce(s);

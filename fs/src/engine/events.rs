@@ -46,6 +46,8 @@ pub enum EventKind {
     Healed,
     /// Something that waits for a person (quota, authentication).
     Refused,
+    /// The disk of the local state is small or nearly full.
+    LittleSpace,
 }
 
 /// One event.

@@ -119,7 +119,7 @@ pub(super) async fn run(
                 heal(&shared, sid, end).await;
                 backoff.reset();
             }
-            Stop::Local(e) => shared.fail_local(&e.to_string()),
+            Stop::Local(e) => shared.trouble(&e),
         }
         tokio::select! {
             biased;
@@ -155,7 +155,7 @@ async fn heal(shared: &Arc<Shared>, sid: Sid, end: Position) {
             keep_commits_whole(shared, lost.clone()).await;
             casualties::search(shared, lost);
         }
-        Ok(Err(e)) => shared.fail_local(&e.to_string()),
+        Ok(Err(e)) => shared.trouble(&e),
         Err(_) => shared.fail_local("healing the outbox broke off"),
     }
 }
