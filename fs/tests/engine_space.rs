@@ -191,7 +191,7 @@ fn when_somebody_else_makes_room_writes_go_on() {
 #[test]
 fn a_disk_that_others_fill_loses_nothing_and_fails_nothing() {
     let (mut refusals, mut refused) = (0, 0);
-    for left in 0..24 {
+    for left in (0..24).step_by(2) {
         let mut rig = Rig::new(200 * MIB);
         rig.mount().unmount();
         rig.offline(true);

@@ -159,15 +159,22 @@ impl Space {
         let budget = self.outbox_budget.min(room / 5 * 4);
         let behind = outbox.pending().0 > budget
             || outbox.bytes() > self.outbox_budget.saturating_add(2 * PACK_SIZE);
-        let refusal = if now.over_quota {
-            Some(Errno::EDQUOT)
-        } else if behind || look.is_some_and(|look| look.refuses()) || self.is_stuck() {
-            Some(Errno::ENOSPC)
+        let why = if now.over_quota {
+            Some((Errno::EDQUOT, "the account's quota is used up"))
+        } else if look.is_some_and(|look| look.refuses()) || self.is_stuck() {
+            Some((Errno::ENOSPC, "the disk of the local state is nearly full"))
+        } else if behind {
+            Some((Errno::ENOSPC, "too much waits for the server"))
         } else {
             None
         };
+        let refusal = why.map(|(errno, _)| errno);
         let told = refusal.map_or(0, |errno| errno.0);
         if self.told.swap(told, Ordering::Relaxed) != told {
+            match why {
+                Some((_, why)) => tracing::warn!("new data is refused: {why}"),
+                None => tracing::info!("new data is taken again"),
+            }
             drive.refuse_data(refusal);
             // What could not be read for sending while the disk was full may be read now.
             shared.uploading.appended.notify_one();
