@@ -2,7 +2,8 @@
 //!
 //! Invariant: the index is a fold over the records of all packs in order, and the checkpoint says how far that fold
 //! has come; rows and checkpoint change in one transaction, so a crash leaves an index that is behind, never one that
-//! is wrong. A failed commit is final, unless only space was missing. Called by the store (applies, looks up) and at start (replays, lists).
+//! is wrong. A failed commit is final, unless only space was missing. Called by the store (applies, looks up) and at
+//! start (replays, lists).
 
 mod backend;
 mod open;

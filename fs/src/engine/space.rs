@@ -3,8 +3,9 @@
 //!
 //! Invariant: the drive is told before the disk is full, so that what was accepted can still be sealed, journaled and
 //! sent: free space and reserve together are never less than twice the reserve without writes being refused, and what
-//! is accepted between two looks fits into the rest, in the outbox and in the journal. Nothing is remembered of how little there once was:
-//! when space returns, so do writes. Called by the pace thread and by a checkpoint between its rounds.
+//! is accepted between two looks fits into the rest, in the outbox and in the journal. Nothing is remembered of how
+//! little there once was: when space returns, so do writes. Called by the pace thread and by a checkpoint between its
+//! rounds.
 
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::sync::{Arc, PoisonError};

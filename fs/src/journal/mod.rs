@@ -322,7 +322,8 @@ impl Journal {
             return Ok(());
         };
         if let Err(e) = open.file.sync() {
-            // Never retried, whatever it says: the kernel may have dropped the pages and would report success next time.
+            // Never retried, whatever it says: the kernel may have dropped the pages, and would report success next
+            // time.
             self.failed = true;
             return Err(JournalError::Io("syncing the journal", io::Error::other(e)));
         }

@@ -1,7 +1,7 @@
 //! The database's file on the medium.
 //!
-//! Invariant: tells an error of the disk from damage, of which only the latter makes an index anew, and a full disk from
-//! a broken one. Called by redb, and by the index that opens it.
+//! Invariant: tells an error of the disk from damage, of which only the latter makes an index anew, and a full disk
+//! from a broken one. Called by redb, and by the index that opens it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};

@@ -1,8 +1,8 @@
 //! The indexer thread: lets the index follow the packs, many groups to a transaction.
 //!
 //! Invariant: batches are applied in the order they were written, so the checkpoint always stands for a prefix; a row
-//! leaves the tail only after the transaction that holds it is durable. A failed commit stops the store, but for one that
-//! found no space: it is tried until it does. Called by `Store`.
+//! leaves the tail only after the transaction that holds it is durable. A failed commit stops the store, but for one
+//! that found no space: it is tried until it does. Called by `Store`.
 
 use std::io;
 use std::sync::atomic::Ordering;
@@ -78,7 +78,8 @@ fn run(shared: &Shared, batches: &Receiver<Batch>) {
     }
 }
 
-/// Waits for space as long as it takes; false if the store ends before: what the index lacks is replayed from the packs.
+/// Waits for space as long as it takes; false if the store ends before: what the index lacks is replayed from the
+/// packs.
 fn apply(shared: &Shared, batch: &Batch) -> Result<bool, IndexError> {
     let mut told = false;
     loop {

@@ -2,8 +2,9 @@
 //!
 //! Invariants: nothing is acknowledged before its pack was synced; what is acknowledged is found at once; an object's
 //! id is written once; a failed sync or index commit stops the store for good, because nobody knows then what is on
-//! disk; a full disk does not, it refuses what is new and waits with the index. One writer thread (writer.rs) owns the open pack, one indexer thread (indexer.rs) the index's write side.
-//! Called by the services; opened by `Server::start`.
+//! disk; a full disk does not, it refuses what is new and waits with the index. One writer thread (writer.rs) owns the
+//! open pack, one indexer thread (indexer.rs) the index's write side. Called by the services; opened by
+//! `Server::start`.
 
 mod control;
 mod indexer;
