@@ -109,12 +109,18 @@ pub const PACE_IDLE: Duration = Duration::from_millis(400);
 pub const WRITEBACK_STEP: u64 = 4 << 20;
 /// Pause after a checkpoint that could not be made: each attempt stops writers for a moment.
 pub const CHECKPOINT_RETRY: Duration = Duration::from_secs(1);
-/// Free bytes on the disk of the local state below which copies of what the server has are given up, bytes: before
-/// writes are refused, there is nothing left that could go instead.
-pub const CACHE_YIELDS: u64 = 2 * RESERVED_FREE;
-/// Free bytes kept on the disk of the local state: journal, checkpoint and tree nodes must still fit when writes are
-/// refused, or nothing would ever drain.
-pub const RESERVED_FREE: u64 = 64 << 20;
+/// Bytes held in the file `reserve` beside the local state, and as many kept free besides: what was accepted may fill
+/// memory (64 MiB), and must still be sealed, journaled and merged into the tree when writes are refused, or nothing
+/// would ever drain.
+pub const SPACE_RESERVE: u64 = 64 << 20;
+/// The reserve is at most this part of what a disk would have free without us: a small disk is there for data, too.
+pub const SPACE_RESERVE_PART: u64 = 8;
+/// Pause after a write that found no space, until what is dirty is handed out again: each attempt seals it anew.
+pub const SPACE_RETRY: Duration = Duration::from_secs(1);
+/// Bytes of outbox packs for which it is worth closing the last one while space is short: a block of the disk.
+pub const GIVE_BACK_LEAST: u64 = 4096;
+/// Bytes that may be dirty however little space is left, before writers wait: the longest write of the kernel.
+pub const DIRTY_LEAST: u64 = 1 << 20;
 /// A umount without a limit of its own gives up (exit code 23) when the server took nothing for this long: sending goes
 /// on in the background, and a command must not hang because a network is away.
 pub const UMOUNT_STALL: Duration = Duration::from_secs(120);

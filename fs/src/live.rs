@@ -19,7 +19,7 @@ use crate::cli::exit::Exit;
 use crate::clock;
 use crate::control::{Ask, Control, Progress, Refusal, Status};
 use crate::drive::{Answer, Drive, DriveError, Errno};
-use crate::engine::{BlobError, Connection, Engine, Safety, SyncError};
+use crate::engine::{BlobError, Connection, Engine, NotDurable, Safety, SyncError};
 use crate::fuse::{Backing, BackingError, ChunkNow, Space};
 use crate::limits::{BELOW_LONGEST, BELOW_MOST, HEAR_LONGEST};
 
@@ -240,6 +240,11 @@ impl Control for Handle {
                 format!("{}: {why}", self.facts.name),
                 "it is safe on this machine and tried again from time to time; see `sealdrive status`",
             ),
+            Err(error @ SyncError::Local(NotDurable::NoSpace)) => refuse(
+                Exit::Space,
+                error.to_string(),
+                "free some space on this machine, and keep the drive mounted until then",
+            ),
             Err(error @ SyncError::Local(_)) => refuse(
                 Exit::Lost,
                 error.to_string(),
@@ -271,7 +276,14 @@ fn sync_error(error: SyncError, fenced: bool) -> BackingError {
         SyncError::Stopped(_) if fenced => BackingError::ReadOnly,
         SyncError::Stopped(_) => BackingError::Stopped,
         SyncError::NoServer => BackingError::Unreachable,
-        SyncError::Local(error) => BackingError::Disk(error.to_string()),
+        SyncError::Local(error) => local_error(error),
+    }
+}
+
+fn local_error(error: NotDurable) -> BackingError {
+    match error {
+        NotDurable::NoSpace => BackingError::NoSpace,
+        NotDurable::Failed => BackingError::Disk(error.to_string()),
     }
 }
 
@@ -307,9 +319,7 @@ impl Backing for Live {
     }
 
     fn sync_local(&self, _deadline: Instant) -> Result<(), BackingError> {
-        self.engine
-            .sync_local()
-            .map_err(|error| BackingError::Disk(error.to_string()))
+        self.engine.sync_local().map_err(local_error)
     }
 
     fn fsync_waits_for_server(&self) -> bool {
@@ -374,7 +384,7 @@ impl Backing for Live {
         let ended = self.engine.shutdown(clock::now());
         match (sent, ended) {
             (Err(SyncError::Local(error)), _) | (_, Err(SyncError::Local(error))) => {
-                Err(BackingError::Disk(error.to_string()))
+                Err(local_error(error))
             }
             (Ok(()), _) => Ok(0),
             // Never nought when something is left, even if only the commit itself is.

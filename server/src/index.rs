@@ -2,21 +2,24 @@
 //!
 //! Invariant: the index is a fold over the records of all packs in order, and the checkpoint says how far that fold
 //! has come; rows and checkpoint change in one transaction, so a crash leaves an index that is behind, never one that
-//! is wrong. Any failed commit is final. Called by the store (applies, looks up) and at start (replays, lists).
+//! is wrong. A failed commit is final, unless only space was missing. Called by the store (applies, looks up) and at
+//! start (replays, lists).
 
 mod backend;
 mod open;
 
-use std::sync::PoisonError;
+use std::sync::{Arc, PoisonError};
 
 use redb::{
     Database, Durability, ReadableDatabase as _, ReadableTable as _, ReadableTableMetadata as _,
 };
 use redb::{ReadOnlyTable, TableDefinition, WriteTransaction};
 
-use sealdrive_pack::{Entry, Location, RecordKind};
+use sealdrive_pack::{Entry, Location, MediumFile, RecordKind};
 use sealdrive_proto::fields::{Fields, Misshapen};
 use sealdrive_runtime::sync::RwLock;
+
+use self::backend::Disk;
 
 /// Memory for pages of the database, bytes. redb's default of 1 GiB is more than a small server has.
 const CACHE_BYTES: usize = 128 << 20;
@@ -50,6 +53,9 @@ pub enum IndexError {
     /// The file is no index of this format: `rebuild-index` makes a new one from the packs.
     #[error("index is damaged or of another format; run rebuild-index")]
     Format,
+    /// No space for it. Nothing of it is lost, and the same may work later.
+    #[error("no space left for the index")]
+    Full,
     /// It was closed: the store is stopping.
     #[error("index is closed")]
     Closed,
@@ -180,16 +186,59 @@ impl Row {
     }
 }
 
+/// The database and what its disk has said.
+struct Opened {
+    db: Database,
+    disk: Arc<Disk>,
+}
+
+enum State {
+    Open(Opened),
+    /// The disk was full: after an error of its file a database answers nothing any more. Whoever asks next opens it
+    /// again.
+    Down,
+    Closed,
+}
+
 /// The open index. It can be closed while others still hold it: they then get `Closed`.
-pub struct Index(RwLock<Option<Database>>);
+pub struct Index {
+    file: Arc<dyn MediumFile>,
+    state: RwLock<State>,
+}
 
 impl Index {
     fn with<T>(
         &self,
         work: impl FnOnce(&Database) -> Result<T, IndexError>,
     ) -> Result<T, IndexError> {
-        let db = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        work(db.as_ref().ok_or(IndexError::Closed)?)
+        {
+            let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
+            match &*state {
+                State::Open(opened) => return work(&opened.db),
+                State::Closed => return Err(IndexError::Closed),
+                State::Down => {}
+            }
+        }
+        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
+        if let State::Down = *state {
+            *state = State::Open(open::open_again(&self.file)?);
+        }
+        match &*state {
+            State::Open(opened) => work(&opened.db),
+            State::Down | State::Closed => Err(IndexError::Closed),
+        }
+    }
+
+    /// A transaction failed. If it was only for want of space, nothing of it came about.
+    fn judge(&self, error: IndexError) -> IndexError {
+        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
+        match &*state {
+            State::Open(opened) if opened.disk.was_full() => {
+                *state = State::Down;
+                IndexError::Full
+            }
+            _ => error,
+        }
     }
 
     fn rows(
@@ -227,6 +276,11 @@ impl Index {
         records: &[(u64, Entry)],
         checkpoint: &Checkpoint,
     ) -> Result<(), IndexError> {
+        let done = self.fold_in(records, checkpoint);
+        done.map_err(|error| self.judge(error))
+    }
+
+    fn fold_in(&self, records: &[(u64, Entry)], checkpoint: &Checkpoint) -> Result<(), IndexError> {
         let txn = self.with(begin)?;
         {
             let mut rows = txn.open_table(ROWS)?;
@@ -351,14 +405,10 @@ impl Index {
 
     /// Closes, telling what a drop would hide. Closing twice is closing once.
     pub fn close(&self) -> Result<(), IndexError> {
-        match self
-            .0
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take()
-        {
-            Some(db) => Ok(db.close()?),
-            None => Ok(()),
+        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
+        match std::mem::replace(&mut *state, State::Closed) {
+            State::Open(opened) => Ok(opened.db.close()?),
+            State::Down | State::Closed => Ok(()),
         }
     }
 }

@@ -16,8 +16,18 @@ pub const INDEX_BATCH: usize = 8192;
 pub const INDEX_QUEUE: usize = 1024;
 /// How long acknowledged objects may wait for an index transaction to fill up.
 pub const INDEX_DELAY: Duration = Duration::from_millis(250);
-/// Space kept free on the disk, bytes: below, nothing new is taken, so that the index never meets a full disk.
+/// Space kept free on the disk, bytes: below, no objects are taken, so that the index does not meet a full disk.
 pub const RESERVE_BYTES: u64 = 64 << 20;
+/// Part of it below which nothing at all is taken: leases, logins' slots and commits are small, and a commit lets a
+/// client give back space.
+pub const CONTROL_PART: u64 = 4;
+/// Space held in a file for the index, bytes: somebody else may fill the disk, and what was acknowledged must still be
+/// indexed. Many transactions' worth.
+pub const INDEX_RESERVE: u64 = 16 << 20;
+/// It is at most this part of what is free.
+pub const INDEX_RESERVE_PART: u64 = 16;
+/// Pause of an index transaction that found no space.
+pub const INDEX_RETRY: Duration = Duration::from_secs(1);
 /// Pack files open for reading at once.
 pub const OPEN_PACKS: usize = 256;
 /// Objects read from disk before they are handed to the connection, bytes.

@@ -30,6 +30,8 @@ fn object(n: u32) -> Record {
 fn options() -> StoreOptions {
     StoreOptions {
         pack_bytes: 40_000,
+        // It holds nothing, and would be copied every time.
+        index_reserve: 0,
         ..StoreOptions::default()
     }
 }

@@ -150,7 +150,10 @@ fn state_files(root: &Path) -> Vec<PathBuf> {
             let (kind, name) = (entry.file_type().unwrap(), entry.file_name());
             if kind.is_dir() {
                 open.push(entry.path());
-            } else if kind.is_file() && !name.to_string_lossy().contains("lock") {
+            } else if kind.is_file()
+                && !name.to_string_lossy().contains("lock")
+                && name != "reserve"
+            {
                 found.push(entry.path().strip_prefix(root).unwrap().to_owned());
             }
         }

@@ -19,7 +19,7 @@ use crate::keystore::KeystoreError;
 use crate::mount::MountError;
 use crate::mount::attach::AttachError;
 use crate::remote::RemoteError;
-use crate::store::StoreError;
+use crate::store::{IndexError, StoreError};
 use crate::umount::UmountError;
 use crate::unlock::UnlockError;
 
@@ -253,8 +253,13 @@ impl From<EngineError> for Failure {
             ),
             EngineError::Record(TwinError::Damaged(_))
             | EngineError::Journal(JournalError::Grammar(_))
-            | EngineError::Store(StoreError::OutboxDamaged(..) | StoreError::Index(_)) => {
-                (Exit::Repairable, AGAIN)
+            | EngineError::Store(StoreError::OutboxDamaged(..)) => (Exit::Repairable, AGAIN),
+            EngineError::Store(StoreError::Index(IndexError::Damaged)) => (
+                Exit::Repairable,
+                "mount again: it is made anew; nothing is lost",
+            ),
+            EngineError::Store(StoreError::Index(IndexError::Full)) => {
+                (Exit::Space, "free some space; nothing is lost")
             }
             EngineError::Io(_, ref source)
             | EngineError::Record(TwinError::Io(_, ref source))

@@ -79,6 +79,7 @@ impl Drive {
             if let Content::Dirty(bytes) = piece {
                 let version = s.next_version();
                 s.dirty_bytes += bytes.len() as u64;
+                s.granted = s.granted.saturating_sub(bytes.len() as u64);
                 s.dirty.entry(to).or_default().insert(
                     off - from_off + to_off,
                     bytes,

@@ -126,6 +126,7 @@ impl Drive {
         let before = map.bytes();
         put(map, version);
         s.dirty_bytes += map.bytes() - before;
+        s.granted = s.granted.saturating_sub(u64::from(len));
         s.wrote(ino, end, version, now);
         s.done();
         self.announce(s);

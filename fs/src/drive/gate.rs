@@ -17,7 +17,7 @@ use super::errno::{Answer, Errno};
 use super::state::State;
 use super::{Attr, Drive, Usage};
 
-/// Bytes written and not yet sealed, in all: beyond it writers wait for writeback.
+/// Bytes written and not yet sealed, in all: beyond it writers wait for writeback. Less where the disk is nearly full.
 pub const DIRTY_BUDGET: u64 = 64 << 20;
 /// Memory of overlays, bytes: beyond it changes wait for a checkpoint. The engine starts one far below.
 pub const OVERLAY_LIMIT: usize = 128 << 20;
@@ -70,6 +70,18 @@ impl Drive {
         self.room.notify_all();
     }
 
+    /// What was accepted must fit on the disk: until the next call writers wait when more than `limit` bytes are dirty,
+    /// and when so much more was written that it and what is dirty are `room` bytes.
+    pub fn grant(&self, limit: u64, room: u64) {
+        let mut s = self.peek();
+        let (limit, granted) = (limit.min(DIRTY_BUDGET), room.saturating_sub(s.dirty_bytes));
+        let more = limit > s.dirty_limit || (granted > 0 && s.granted == 0);
+        (s.dirty_limit, s.granted, s.asked) = (limit, granted, false);
+        if more {
+            self.room.notify_all();
+        }
+    }
+
     /// Refuses every change from now on (EROFS), also those that wait: another machine writes this drive, or nobody
     /// here wants to. There is no way back: what was refused would be missing from what comes after.
     pub fn set_read_only(&self) {
@@ -110,8 +122,9 @@ impl Drive {
     /// (full, closed) are room: the operation itself tells the reason.
     pub fn wait_for_room(&self, data: bool, at_most: Duration) -> bool {
         let need = if data { Need::Data } else { Need::Records };
-        let guard = self.peek();
+        let mut guard = self.peek();
         if guard.must_wait(need) {
+            guard.asked = true;
             self.work.notify_all();
         }
         let waits = |s: &mut State| {
@@ -125,17 +138,20 @@ impl Drive {
         !result.timed_out()
     }
 
-    /// Waits until there are `bytes` dirty bytes that no job has, until [`Self::nudge`], or until the time is up;
-    /// returns how many there are.
+    /// Waits until there are `bytes` dirty bytes that no job has, until [`Self::nudge`], until a writer wants to be
+    /// granted more, or until the time is up; returns how many there are.
     pub fn wait_for_dirty(&self, bytes: u64, at_most: Duration) -> u64 {
         let mut guard = self.peek();
         guard.wake_at = bytes;
-        let idle = |s: &mut State| s.waiting_bytes() < bytes && !s.closed && !s.nudged;
+        let idle = |s: &mut State| {
+            let asked = s.asked && s.granted == 0;
+            s.waiting_bytes() < bytes && !s.closed && !s.nudged && !asked
+        };
         let (mut guard, _) = self
             .work
             .wait_timeout_while(guard, at_most, idle)
             .unwrap_or_else(PoisonError::into_inner);
-        guard.nudged = false;
+        (guard.nudged, guard.asked) = (false, false);
         guard.waiting_bytes()
     }
 
@@ -208,6 +224,7 @@ impl Drive {
             if !guard.must_wait(need) {
                 break;
             }
+            guard.asked = true;
             self.work.notify_all();
             let (next, _) = self
                 .room
@@ -231,7 +248,7 @@ impl State {
     fn must_wait(&self, need: Need) -> bool {
         self.stalled
             || self.map.bytes() > OVERLAY_LIMIT
-            || (need == Need::Data && self.dirty_bytes > DIRTY_BUDGET)
+            || (need == Need::Data && (self.dirty_bytes > self.dirty_limit || self.granted == 0))
     }
 
     /// Attributes as the caller sees them: dirty bytes count as data.

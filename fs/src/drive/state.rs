@@ -16,6 +16,7 @@ use super::counters::Counters;
 use super::dedup::DigestTable;
 use super::dirty::DirtyMap;
 use super::errno::{Answer, Errno};
+use super::gate::DIRTY_BUDGET;
 use super::handles::Handles;
 use super::inodes::{Inodes, Slot};
 use super::jobs::Jobs;
@@ -96,6 +97,12 @@ pub(super) struct State {
     pub(super) digests: DigestTable,
     /// A freeze is near: changes wait.
     pub(super) stalled: bool,
+    /// Beyond it writers wait for writeback, bytes.
+    pub(super) dirty_limit: u64,
+    /// Bytes that may be written until the engine has looked at the disk again.
+    pub(super) granted: u64,
+    /// Somebody waits to write.
+    pub(super) asked: bool,
     /// No room for more data, and how that is said.
     pub(super) full: Option<Errno>,
     /// Another machine writes the drive, or nobody here wants to: changes are refused.
@@ -125,6 +132,9 @@ impl State {
             orphans: HashMap::new(),
             dirty: HashMap::new(),
             dirty_bytes: 0,
+            dirty_limit: DIRTY_BUDGET,
+            granted: u64::MAX,
+            asked: false,
             version: 0,
             journaled: Default::default(),
             in_log: HashSet::new(),

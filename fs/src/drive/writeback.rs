@@ -16,7 +16,6 @@ pub use super::dedup::Digest;
 use super::dirty::{JobId, Run};
 use super::errno::{Answer, DriveError, Errno};
 use super::file::Content;
-use super::gate::DIRTY_BUDGET;
 use super::state::State;
 
 /// Files up to this size stand in the tree itself, bytes: a chunk's reference costs a tenth of it, and a seal more.
@@ -115,7 +114,7 @@ impl Drive {
         let s = &mut *guard;
         s.counters()?;
         s.settle_inline(which == Settle::All)?;
-        let pressed = s.waiting_bytes() > DIRTY_BUDGET / 2;
+        let pressed = s.waiting_bytes() > s.dirty_limit / 2;
         let mut drafts = s.draft(which, pressed, max_bytes)?;
         if drafts.is_empty() && pressed {
             drafts = s.draft(Settle::All, pressed, max_bytes)?;

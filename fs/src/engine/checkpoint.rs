@@ -47,7 +47,13 @@ pub(super) enum CheckpointError {
 impl CheckpointError {
     /// Whether local state can be trusted no more.
     pub(super) fn is_fatal(&self) -> bool {
-        matches!(self, Self::Store(_) | Self::Record(_) | Self::Journal(_))
+        match self {
+            Self::Missing | Self::Damaged | Self::Closed => false,
+            // A full disk: all is as it was, and the next attempt may find room.
+            Self::Store(e) => !e.is_no_space(),
+            Self::Record(e) => !e.is_no_space(),
+            Self::Journal(e) => *e != NotDurable::NoSpace,
+        }
     }
 }
 
@@ -182,7 +188,7 @@ fn seal_rest(shared: &Shared, workers: &Workers) -> Result<Option<Frozen>, Check
             return Ok(Some(frozen));
         }
         let jobs = shared.with_nodes(|drive| drive.writeback_jobs(Settle::All, u64::MAX))?;
-        if jobs.is_empty() || shared.progress.now().failed.is_some() {
+        if jobs.is_empty() || shared.progress.now().failed.is_some() || shared.space.is_stuck() {
             return Ok(None);
         }
         workers.dispatch(jobs);
@@ -196,6 +202,10 @@ fn merge_frozen(
     frozen: &Frozen,
     frozen_at: Instant,
 ) -> Result<Candidate, CheckpointError> {
+    if shared.space.is_short() {
+        // So that it can go with the commit, and not only when it is large.
+        shared.store.close_pack()?;
+    }
     let covered = shared.store.end();
     shared.crash.reached("frozen");
     let node_key = *shared.blobs.keys().node_key();
@@ -232,7 +242,11 @@ fn merge_frozen(
         m.checkpointed = frozen.seq;
         m.journaled = m.journaled.max(frozen.seq);
     });
-    flusher.trim(frozen.seq)?;
+    match flusher.trim(frozen.seq) {
+        // It stands, and what is superfluous of the journal goes with the next one.
+        Err(NotDurable::NoSpace) => {}
+        trimmed => trimmed?,
+    }
     shared.crash.reached("journal-trimmed");
     Ok(Candidate {
         root,

@@ -30,9 +30,10 @@ use super::refused;
 use super::shared::Shared;
 use super::whole::{Absent, Verdict};
 use crate::clock;
-use crate::journal::Twin;
+use crate::journal::{Twin, TwinError};
 use crate::limits::{CALL_DEADLINE, REFUSED_COMMITS, REFUSED_OFFER};
 use crate::remote::{HeadAnswer, RemoteError};
+use crate::store::StoreError;
 
 /// A commit that was signed, and perhaps sent.
 #[derive(Clone)]
@@ -124,6 +125,25 @@ impl From<RemoteError> for Setback {
             RemoteError::Tampered(why) => Self::Stop(EventKind::Fork, why),
             other if other.is_temporary() || other == RemoteError::Fenced => Self::Later(other),
             other => Self::Refused(other.to_string()),
+        }
+    }
+}
+
+impl From<StoreError> for Setback {
+    fn from(e: StoreError) -> Self {
+        match e.is_no_space() {
+            // Only at the end of the mount: until then it is waited for.
+            true => Self::Closing,
+            false => Self::Local(e.to_string()),
+        }
+    }
+}
+
+impl From<TwinError> for Setback {
+    fn from(e: TwinError) -> Self {
+        match e.is_no_space() {
+            true => Self::Closing,
+            false => Self::Local(e.to_string()),
         }
     }
 }
@@ -311,10 +331,11 @@ impl Committer {
     /// The candidate is in the chain: the outbox may forget what it covers.
     fn settle(&self, candidate: Candidate) -> Result<(), Setback> {
         let store = &self.shared.store;
-        let local = |e: crate::store::StoreError| Setback::Local(e.to_string());
-        store.retire(candidate.covered).map_err(local)?;
+        self.shared
+            .patiently(StoreError::is_no_space, || store.retire(candidate.covered))?;
         self.shared.crash.reached("pack-retired");
-        store.save_index().map_err(local)?;
+        self.shared
+            .patiently(StoreError::is_no_space, || store.save_index())?;
         self.shared.crash.reached("retired");
         let commit_seq = self.chain.pins().seq();
         self.shared.drive.set_committed(Some(candidate.root));
@@ -364,9 +385,9 @@ impl Committer {
             body,
             refused: false,
         };
-        self.commit_record
-            .write(&pending.encode())
-            .map_err(|e| Setback::Local(e.to_string()))?;
+        let (bytes, record) = (pending.encode(), &mut self.commit_record);
+        self.shared
+            .patiently(TwinError::is_no_space, || record.write(&bytes))?;
         if self.pending.len() >= REFUSED_COMMITS {
             self.pending.remove(0);
         }
@@ -412,8 +433,9 @@ impl Committer {
         let pins = self
             .chain
             .advance(&accepted.commit, accepted.plain.clone())?;
-        let written = self.pins_record.write(&pins_bytes(&self.device, pins));
-        written.map_err(|e| Setback::Local(e.to_string()))?;
+        let (bytes, record) = (pins_bytes(&self.device, pins), &mut self.pins_record);
+        self.shared
+            .patiently(TwinError::is_no_space, || record.write(&bytes))?;
         self.shared.crash.reached("pins-durable");
         self.author = self.device;
         self.pending.clear();

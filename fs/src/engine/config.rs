@@ -17,7 +17,7 @@ use sealdrive_proto::id::{DeviceId, DriveId};
 use sealdrive_proto::link::{AccountChain, DriveConfig};
 
 use super::crash::CrashPoints;
-use crate::limits::{CACHE_BUDGET, COMMIT_INTERVAL, OUTBOX_BUDGET};
+use crate::limits::{CACHE_BUDGET, COMMIT_INTERVAL, OUTBOX_BUDGET, SPACE_RESERVE};
 use crate::remote::Remote;
 
 /// What an engine is opened with.
@@ -46,6 +46,8 @@ pub struct EngineConfig {
     pub cache_budget: u64,
     /// Bytes of sealed objects not yet on the server at which writes are refused.
     pub outbox_budget: u64,
+    /// Bytes held in reserve on the disk of the local state, on one that is large enough.
+    pub reserve: u64,
     /// Time between commits while something changes.
     pub commit_interval: Duration,
     /// How long a machine without state waits for the server at open.
@@ -86,6 +88,7 @@ impl EngineConfig {
             owner: (0, 0),
             cache_budget: CACHE_BUDGET,
             outbox_budget: OUTBOX_BUDGET,
+            reserve: SPACE_RESERVE,
             commit_interval: COMMIT_INTERVAL,
             join_patience: Duration::from_secs(30),
             read_only: false,

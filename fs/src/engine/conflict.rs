@@ -45,6 +45,7 @@ pub(super) async fn settle(
     let judged = task::spawn_blocking(move || judge(&here, sid, stored)).await;
     match judged {
         Ok(Ok(())) => Ok(()),
+        Ok(Err(e)) if e.is_no_space() => Err(RemoteError::Unreachable(e.to_string())),
         Ok(Err(e)) => {
             shared.fail_local(&e.to_string());
             Err(RemoteError::Refused("local store failed".into()))

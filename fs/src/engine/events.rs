@@ -48,6 +48,8 @@ pub enum EventKind {
     Refused,
     /// The server refuses an object; no commit that needs it is made, and everything else goes on.
     ObjectRefused,
+    /// The disk of the local state is small or nearly full.
+    LittleSpace,
 }
 
 /// One event.

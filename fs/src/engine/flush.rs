@@ -7,6 +7,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use sealdrive_core::journal::Entry;
 use sealdrive_runtime::channel::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 
 use super::shared::Shared;
@@ -16,7 +17,7 @@ use crate::journal::{Journal, JournalError};
 use crate::limits::FLUSH_INTERVAL;
 use crate::store::StoreError;
 
-/// Why an fsync did not happen. Local state is read-only from then on.
+/// Why an fsync did not happen. Unless it was for want of space, local state is read-only from then on.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum FlushError {
     /// The outbox failed.
@@ -30,10 +31,26 @@ pub(super) enum FlushError {
     Drive(#[from] DriveError),
 }
 
-/// The drive stopped writing to this machine's disk.
+impl FlushError {
+    fn is_no_space(&self) -> bool {
+        match self {
+            Self::Store(e) => e.is_no_space(),
+            Self::Journal(e) => e.is_no_space(),
+            Self::Drive(_) => false,
+        }
+    }
+}
+
+/// What was done is not durable on this machine's disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("local state has failed: nothing is written any more")]
-pub struct NotDurable;
+pub enum NotDurable {
+    /// The drive stopped writing to it.
+    #[error("local state has failed: nothing is written any more")]
+    Failed,
+    /// It is full. Nothing is lost: all is in memory, and is written as soon as there is space.
+    #[error("no space left for the local state; it is written as soon as there is some")]
+    NoSpace,
+}
 
 enum Request {
     Sync(SyncSender<Result<(), NotDurable>>),
@@ -85,8 +102,8 @@ impl Flusher {
         let (answer, reply) = sync_channel(1);
         self.requests
             .send(request(answer))
-            .map_err(|_| NotDurable)?;
-        reply.recv().map_err(|_| NotDurable)?
+            .map_err(|_| NotDurable::Failed)?;
+        reply.recv().map_err(|_| NotDurable::Failed)?
     }
 }
 
@@ -94,6 +111,7 @@ impl FlushThread {
     /// Serves until `Flusher::stop` or until all flushers are gone.
     pub(super) fn run(self, shared: &Arc<Shared>, mut journal: Journal) {
         let mut next = clock::now() + FLUSH_INTERVAL;
+        let mut taken = None;
         loop {
             let mut round = Round::default();
             match self
@@ -107,20 +125,26 @@ impl FlushThread {
             while let Ok(request) = self.requests.try_recv() {
                 round.add(request);
             }
-            let done = if shared.progress.now().failed.is_some() {
-                Err(NotDurable)
-            } else {
-                flush(shared, &mut journal, round.data())
-                    .and_then(|()| round.trim(&mut journal))
-                    .map_err(|e| {
-                        // A missing tree node may be there next time; a failed write or fsync never heals.
-                        if !matches!(e, FlushError::Drive(_)) {
-                            shared.fail_local(&e.to_string());
-                        }
-                        NotDurable
-                    })
+            let failed = |e: FlushError| {
+                if e.is_no_space() {
+                    return NotDurable::NoSpace;
+                }
+                // A missing tree node may be there next time; a failed write or fsync never heals.
+                if !matches!(e, FlushError::Drive(_)) {
+                    shared.fail_local(&e.to_string());
+                }
+                NotDurable::Failed
             };
-            round.answer(done);
+            // Trimmed first: that makes room.
+            let trimmed = match shared.progress.now().failed {
+                Some(_) => Err(NotDurable::Failed),
+                None => round.trim(&mut journal, &mut taken).map_err(failed),
+            };
+            let done = match shared.progress.now().failed {
+                Some(_) => Err(NotDurable::Failed),
+                None => flush(shared, &mut journal, &mut taken, round.data()).map_err(failed),
+            };
+            round.answer(trimmed, done);
             if round.stop {
                 return;
             }
@@ -141,6 +165,7 @@ fn next_round(due: Instant) -> Instant {
 #[derive(Default)]
 struct Round {
     waiting: Vec<SyncSender<Result<(), NotDurable>>>,
+    trimming: Vec<SyncSender<Result<(), NotDurable>>>,
     trim: Option<u64>,
     stop: bool,
 }
@@ -151,7 +176,7 @@ impl Round {
             Request::Sync(answer) => self.waiting.push(answer),
             Request::Trim(seq, answer) => {
                 self.trim = self.trim.max(Some(seq));
-                self.waiting.push(answer);
+                self.trimming.push(answer);
             }
             Request::Stop => self.stop = true,
         }
@@ -159,42 +184,77 @@ impl Round {
 
     /// What must be in the log: all of it once somebody waits.
     fn data(&self) -> LogData {
-        if self.waiting.is_empty() {
+        if self.waiting.is_empty() && self.trimming.is_empty() {
             LogData::Background
         } else {
             LogData::All
         }
     }
 
-    fn trim(&self, journal: &mut Journal) -> Result<(), FlushError> {
+    fn trim(&self, journal: &mut Journal, taken: &mut Option<Taken>) -> Result<(), FlushError> {
         if let Some(seq) = self.trim {
+            // What the checkpoint holds needs no journal, whether it came so far or not.
+            taken.take_if(|taken| taken.newest() <= seq);
             journal.trim(seq)?;
         }
         Ok(())
     }
 
-    fn answer(&self, done: Result<(), NotDurable>) {
+    fn answer(&self, trimmed: Result<(), NotDurable>, done: Result<(), NotDurable>) {
+        for waiter in &self.trimming {
+            let _ = waiter.send(trimmed);
+        }
         for waiter in &self.waiting {
             let _ = waiter.send(done);
         }
     }
 }
 
-fn flush(shared: &Shared, journal: &mut Journal, data: LogData) -> Result<(), FlushError> {
+/// What the drive has given out and the journal does not have: the drive does not give it out again.
+struct Taken {
+    entries: Vec<Entry>,
+    /// Operations that are durable with it.
+    seq: u64,
+}
+
+impl Taken {
+    fn newest(&self) -> u64 {
+        self.entries.iter().map(Entry::seq).max().unwrap_or(0)
+    }
+}
+
+/// One round. What an earlier one had no space for goes first: the journal is in order.
+fn flush(
+    shared: &Shared,
+    journal: &mut Journal,
+    taken: &mut Option<Taken>,
+    data: LogData,
+) -> Result<(), FlushError> {
+    if let Some(earlier) = taken.as_ref() {
+        write(shared, journal, earlier)?;
+        *taken = None;
+    }
     let seq = shared.drive.seq();
     let entries = shared.with_nodes(|drive| drive.take_log(data))?;
     shared.crash.reached("log-taken");
+    let now = taken.insert(Taken { entries, seq });
+    write(shared, journal, now)?;
+    *taken = None;
+    Ok(())
+}
+
+fn write(shared: &Shared, journal: &mut Journal, taken: &Taken) -> Result<(), FlushError> {
     shared.store.sync()?;
     shared.crash.reached("outbox-durable");
-    if !entries.is_empty() {
-        journal.append(&entries)?;
+    if !taken.entries.is_empty() {
+        journal.append(&taken.entries)?;
         shared.crash.reached("journal-written");
         journal.sync()?;
         shared.crash.reached("journal-durable");
     }
     shared.drive.log_durable();
     shared.progress.update(|m| {
-        m.journaled = m.journaled.max(seq);
+        m.journaled = m.journaled.max(taken.seq);
         m.journal_bytes = journal.bytes();
     });
     Ok(())

@@ -198,7 +198,7 @@ fn send_again(shared: &Arc<Shared>, suspects: Vec<Sid>) {
         for sid in suspects {
             match shared.store.send_again(sid) {
                 Ok(here) => sent += u64::from(here),
-                Err(e) => return shared.fail_local(&e.to_string()),
+                Err(e) => return shared.trouble(&e),
             }
         }
         if sent > 0 {

@@ -189,11 +189,19 @@ impl Engine {
         deadline: Instant,
         mut progress: impl FnMut(&Status) -> bool,
     ) -> Result<(), SyncError> {
-        self.sync_local()?;
+        let shared = &self.running.shared;
+        while let Err(e) = self.sync_local() {
+            // What was accepted waits for space as it would wait for the server.
+            let over = e != NotDurable::NoSpace || clock::now() >= deadline;
+            if over || !progress(&self.status()) {
+                return Err(e.into());
+            }
+            let pause = deadline.min(clock::now() + Duration::from_millis(500));
+            shared.progress.wait(pause, |m| m.failed.is_some());
+        }
         if !self.running.has_remote() {
             return Err(SyncError::NoServer);
         }
-        let shared = &self.running.shared;
         let ask = shared.ask_again();
         let clean = shared.is_clean();
         let mut target = 0;
@@ -218,7 +226,7 @@ impl Engine {
                 return Ok(());
             }
             if now.failed.is_some() {
-                return Err(NotDurable.into());
+                return Err(NotDurable::Failed.into());
             }
             if let Some(why) = now.stopped {
                 return Err(SyncError::Stopped(why));

@@ -56,7 +56,13 @@ impl Pace {
             let waiting = self.shared.drive.wait_for_dirty(enough, pause);
             self.shared.watch_space();
             self.shared.note_waiting();
-            (enough, pause) = if self.write_back() {
+            if self.shared.space.is_short() {
+                self.shared.give_back();
+            }
+            (enough, pause) = if self.shared.space.is_stuck() {
+                // What waits would only be sealed anew and find no place.
+                (u64::MAX, PACE_IDLE)
+            } else if self.write_back() {
                 (WRITEBACK_ROUND / 2, PACE_INTERVAL)
             } else {
                 // What waits cannot go yet. Asking again looks at every dirty file while writers wait, so not before

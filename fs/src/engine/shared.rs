@@ -17,16 +17,16 @@ use super::checkpoint::Candidate;
 use super::crash::CrashPoints;
 use super::events::{EventKind, Events};
 use super::fence::Kernel;
-use super::progress::Progress;
+use super::progress::{Milestones, Progress};
 use super::refused::Refused;
 use super::space::Space;
 use super::status::{FileSafety, Safety};
 use super::upload::Uploading;
 use crate::clock;
 use crate::drive::{Answer, DIRTY_BUDGET, Drive, DriveError, Progress as Way};
-use crate::limits::{NODE_WAIT, UPLOAD_YIELDS_BELOW};
+use crate::limits::{GIVE_BACK_LEAST, NODE_WAIT, SPACE_RETRY, UPLOAD_YIELDS_BELOW};
 use crate::remote::RemoteError;
-use crate::store::Store;
+use crate::store::{Store, StoreError};
 
 /// The parts every thread needs.
 pub(super) struct Shared {
@@ -84,8 +84,46 @@ impl Shared {
 
     /// Refuses or allows writes by what waits for the server and by what the disk has left.
     pub(super) fn watch_space(&self) {
-        let over_quota = self.progress.now().over_quota.is_some();
-        self.space.watch(&self.store, &self.drive, over_quota);
+        self.space.watch(self);
+    }
+
+    /// What the server has and a commit covers need not stay here while space is short: the pack being written neither.
+    pub(super) fn give_back(&self) {
+        let end = self.store.end();
+        // In this order: what is put after the look at `end` is not concerned.
+        if self.store.outbox().bytes() < GIVE_BACK_LEAST || !self.is_covered() {
+            return;
+        }
+        if let Err(e) = self.store.settle(end) {
+            self.trouble(&e);
+        }
+    }
+
+    /// The local store said no: for want of space, which is a matter of time, or for good.
+    pub(super) fn trouble(&self, e: &StoreError) {
+        if e.is_no_space() {
+            tracing::debug!("the disk is full: {e}");
+        } else {
+            self.fail_local(&e.to_string());
+        }
+    }
+
+    /// Writes something again and again until there is space for it, or the mount ends.
+    pub(super) fn patiently<E>(
+        &self,
+        is_no_space: impl Fn(&E) -> bool,
+        mut attempt: impl FnMut() -> Result<(), E>,
+    ) -> Result<(), E> {
+        loop {
+            let done = attempt();
+            let over = |m: &Milestones| m.quit || m.failed.is_some();
+            match &done {
+                Err(e) if is_no_space(e) && !over(&self.progress.now()) => {
+                    self.progress.wait(clock::now() + SPACE_RETRY, over);
+                }
+                _ => return done,
+            }
+        }
     }
 
     /// Whether everything done is in the last checkpoint.

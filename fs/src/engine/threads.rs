@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use sealdrive_core::commit_body::CommitBody;
 use sealdrive_core::record::Time;
-use sealdrive_pack::{Directory, Medium, MediumFile};
+use sealdrive_pack::{Directory, Medium, MediumFile, Reserve, Reserved};
 use sealdrive_proto::id::Sid;
 use sealdrive_runtime::channel::{Receiver, RecvTimeoutError};
 use sealdrive_runtime::sync::Mutex;
@@ -46,6 +46,7 @@ use crate::drive::{Drive, DriveError};
 use crate::limits::{LEASE_PATIENCE, PACE_INTERVAL};
 use crate::priority;
 use crate::remote::Remote;
+use crate::store::CACHE;
 
 /// Everything that runs for one mounted drive.
 pub(super) struct Running {
@@ -119,7 +120,10 @@ fn keep_copies(shared: &Shared, queue: &Receiver<(Sid, Bytes)>) {
 impl Running {
     /// Brings the drive back and starts everything.
     pub(super) fn start(config: EngineConfig) -> Result<Self, EngineError> {
-        let dir = state_dir(&config)?;
+        let disk = state_dir(&config)?;
+        let reserve = Reserve::open(Arc::clone(&disk)).map_err(io("looking at the reserve"))?;
+        // Copies may not use what is there for draining.
+        let dir: Arc<dyn Medium> = Arc::new(Reserved::new(Arc::clone(&disk), &reserve, &[CACHE]));
         let lock = lock_dir(&*dir)?;
         branch::finish(&config.dir)?;
         let starting = io("starting the network threads");
@@ -189,7 +193,7 @@ impl Running {
             store,
             blobs,
             uploading: Uploading::default(),
-            space: Space::new(dir, config.outbox_budget),
+            space: Space::new(disk, reserve, config.reserve, config.outbox_budget),
             progress: Progress::default(),
             casualties: Casualties::default(),
             refused: Refused::default(),

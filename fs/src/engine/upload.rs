@@ -127,7 +127,7 @@ pub(super) async fn run(
                 heal(&shared, sid, end).await;
                 backoff.reset();
             }
-            Stop::Local(e) => shared.fail_local(&e.to_string()),
+            Stop::Local(e) => shared.trouble(&e),
         }
         tokio::select! {
             biased;
@@ -169,7 +169,7 @@ async fn heal(shared: &Arc<Shared>, sid: Sid, end: Position) {
             shared.events.push(EventKind::OutboxDamage, what);
             casualties::search(shared, HashSet::from([sid]));
         }
-        Ok(Err(e)) => shared.fail_local(&e.to_string()),
+        Ok(Err(e)) => shared.trouble(&e),
         Err(_) => shared.fail_local("healing the outbox broke off"),
     }
 }

@@ -298,7 +298,7 @@ fn work(shared: &Shared, queue: &Mutex<Receiver<Task>>) {
                 shared.crash.reached("outbox-written");
                 shared.uploading.appended.notify_one();
             }
-            Err(e) => shared.fail_local(&e.to_string()),
+            Err(e) => shared.trouble(&e),
         }
     }
 }

@@ -1,8 +1,8 @@
 //! The journal's files: segments that are appended, synced, replayed at open and deleted once a checkpoint holds them.
 //!
 //! Invariants: a recovered segment is never appended to; a segment is deleted only when a durable checkpoint holds
-//! every operation in it, oldest first; after a failed write or fsync nothing more is written. The grammar and its
-//! seals are
+//! every operation in it, oldest first; after a failed write or fsync nothing more is written, but for a write that
+//! found no space: what it left is cut off again, and the journal goes on. The grammar and its seals are
 //! `sealdrive_core::journal`. Called by the journal thread and by open.
 
 mod span;
@@ -15,7 +15,7 @@ use sealdrive_core::journal::{
     self as grammar, Entry, SegmentHeader, SegmentReader, SegmentWriter,
 };
 use sealdrive_core::local::LocalKeys;
-use sealdrive_pack::{Medium, MediumFile};
+use sealdrive_pack::{Medium, MediumFile, is_no_space};
 use sealdrive_proto::id::DriveId;
 
 use self::span::Span;
@@ -40,6 +40,13 @@ pub enum JournalError {
     /// An earlier write or fsync failed.
     #[error("the journal has failed and is read-only")]
     Failed,
+}
+
+impl JournalError {
+    /// Whether it was only space that was missing: the journal is as it was, and the same may work later.
+    pub fn is_no_space(&self) -> bool {
+        matches!(self, Self::Io(_, e) if is_no_space(e))
+    }
 }
 
 struct Segment {
@@ -232,23 +239,49 @@ impl Journal {
         Ok(())
     }
 
-    /// Appends entries; durable after `sync`.
+    /// Appends entries, all or none; durable after `sync`.
     pub fn append(&mut self, entries: &[Entry]) -> Result<(), JournalError> {
         if self.failed {
             return Err(JournalError::Failed);
         }
-        let done = self.try_append(entries);
-        self.failed |= done.is_err();
-        done.map_err(|e| JournalError::Io("writing the journal", e))
-    }
-
-    fn try_append(&mut self, entries: &[Entry]) -> io::Result<()> {
         let Some(first) = entries.iter().map(Entry::seq).min() else {
             return Ok(());
         };
-        if self.open.is_none() {
-            self.begin(first)?;
+        let begun = match self.open {
+            Some(_) => Ok(()),
+            None => self.begin(first),
+        };
+        let done = begun.and_then(|()| {
+            let before = self.mark();
+            let done = self.try_append(entries);
+            if let (Err(e), Some(before)) = (&done, before)
+                && is_no_space(e)
+            {
+                self.cut_back(before)?;
+            }
+            done
+        });
+        self.failed |= done.as_ref().is_err_and(|e| !is_no_space(e));
+        done.map_err(|e| JournalError::Io("writing the journal", e))
+    }
+
+    /// Where the open segment stands.
+    fn mark(&self) -> Option<(SegmentWriter, u64)> {
+        let bytes = self.segments.last()?.bytes;
+        Some((self.open.as_ref()?.writer.clone(), bytes))
+    }
+
+    /// Takes back what an append left that found no space. What was before it is durable or was never promised.
+    fn cut_back(&mut self, (writer, bytes): (SegmentWriter, u64)) -> io::Result<()> {
+        if let (Some(open), Some(segment)) = (&mut self.open, self.segments.last_mut()) {
+            open.file.truncate(bytes).map_err(io::Error::other)?;
+            open.writer = writer;
+            segment.bytes = bytes;
         }
+        Ok(())
+    }
+
+    fn try_append(&mut self, entries: &[Entry]) -> io::Result<()> {
         let (Some(open), Some(segment)) = (&mut self.open, self.segments.last_mut()) else {
             return Err(io::Error::other("no open segment"));
         };
@@ -289,9 +322,10 @@ impl Journal {
             return Ok(());
         };
         if let Err(e) = open.file.sync() {
-            // Never retried: the kernel may have dropped the pages and would report success next time.
+            // Never retried, whatever it says: the kernel may have dropped the pages, and would report success next
+            // time.
             self.failed = true;
-            return Err(JournalError::Io("syncing the journal", e));
+            return Err(JournalError::Io("syncing the journal", io::Error::other(e)));
         }
         open.writer.synced();
         if self
@@ -315,10 +349,9 @@ impl Journal {
         if self.segments.len() == count {
             self.close();
         }
-        let trimmed: Vec<Segment> = self.segments.drain(..count).collect();
         // First the note that they may be gone, then they go.
-        self.span().settle(&*self.dir).map_err(broken)?;
-        for segment in trimmed {
+        self.span_behind(count).settle(&*self.dir).map_err(broken)?;
+        for segment in self.segments.drain(..count) {
             self.dir
                 .remove(&file_name(segment.number))
                 .map_err(broken)?;
@@ -363,9 +396,15 @@ impl Journal {
         };
         let (writer, bytes) = SegmentWriter::begin(&header, &*self.keys);
         let file = self.dir.create(&file_name(number))?;
-        file.append(0, &mut [IoSlice::new(&bytes)])?;
-        file.sync()?;
-        self.dir.sync_dir()?;
+        if let Err(e) = file.append(0, &mut [IoSlice::new(&bytes)]) {
+            // The next attempt takes the same name.
+            self.dir
+                .remove(&file_name(number))
+                .map_err(io::Error::other)?;
+            return Err(e);
+        }
+        let synced = file.sync().and_then(|()| self.dir.sync_dir());
+        synced.map_err(io::Error::other)?;
         self.next += 1;
         self.segments.push(Segment {
             number,
@@ -381,12 +420,15 @@ impl Journal {
 
     /// Which segments there are, so that one that is lost is missed.
     fn span(&self) -> Span {
+        self.span_behind(0)
+    }
+
+    /// The same, without the first `count`.
+    fn span_behind(&self, count: usize) -> Span {
+        let left = &self.segments[count..];
         Span {
-            first: self
-                .segments
-                .first()
-                .map_or(self.next, |first| first.number),
-            last: self.segments.last().map_or(0, |last| last.number),
+            first: left.first().map_or(self.next, |first| first.number),
+            last: left.last().map_or(0, |last| last.number),
         }
     }
 }

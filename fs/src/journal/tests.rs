@@ -6,9 +6,16 @@ use super::*;
 use bytes::Bytes;
 use sealdrive_pack::Directory;
 
+#[allow(dead_code, unreachable_pub)]
+#[path = "../../tests/engine_support/short.rs"]
+mod short;
+
 fn open(dir: &Path) -> (Journal, Replay) {
+    open_on(Arc::new(Directory::open(dir).unwrap()))
+}
+
+fn open_on(dir: Arc<dyn Medium>) -> (Journal, Replay) {
     let keys = Arc::new(LocalKeys::derive(&[1; 32], &[2; 32]));
-    let dir = Arc::new(Directory::open(dir).unwrap());
     Journal::open(dir, DriveId([3; 32]), keys).unwrap()
 }
 
@@ -237,4 +244,51 @@ fn a_note_that_lags_or_is_torn_costs_no_segment() {
             assert_eq!(seqs(&replay), (0..=round).collect::<Vec<_>>());
         }
     }
+}
+
+/// A full disk was a failed journal, and the mount read-only for good.
+#[test]
+fn an_append_that_finds_no_space_leaves_nothing_and_the_journal_goes_on() {
+    const ROOMY: u64 = 1 << 30;
+    let large = |seq| {
+        let piece = |off| Entry::Data {
+            seq,
+            ino: 2,
+            off,
+            bytes: Bytes::from(vec![off as u8; 16 << 10]),
+        };
+        (0..30).map(|n| piece(n << 14)).collect::<Vec<_>>()
+    };
+    let mut refused = [0; 2];
+    for (blocks, begun) in (0..130).step_by(3).flat_map(|n| [(n, true), (n, false)]) {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = short::ShortDisk::new(ROOMY);
+        let (mut journal, _) = open_on(disk.directory(dir.path()));
+        let mut expected = Vec::new();
+        if begun {
+            journal.append(&[data(1)]).unwrap();
+            journal.sync().unwrap();
+            expected.push(1);
+        }
+        disk.set_capacity(disk.used() + blocks * 4096);
+        let Err(error) = journal.append(&large(2)) else {
+            continue;
+        };
+        assert!(error.is_no_space(), "{error}");
+        refused[usize::from(begun)] += 1;
+        assert_eq!(seqs(&open(dir.path()).1), expected, "{blocks} blocks");
+        // It is refused again, and then there is space, also for something else in its place.
+        assert!(journal.append(&large(2)).unwrap_err().is_no_space());
+        disk.set_capacity(ROOMY);
+        journal.append(&[data(3)]).unwrap();
+        journal.sync().unwrap();
+        journal.append(&large(4)).unwrap();
+        journal.sync().unwrap();
+        expected.push(3);
+        expected.extend([4; 30]);
+        let (_, replay) = open(dir.path());
+        assert_eq!(seqs(&replay), expected, "{blocks} blocks");
+        assert!(replay.damage.is_none());
+    }
+    assert!(refused[0] > 10 && refused[1] > 10, "{refused:?}");
 }

@@ -10,7 +10,7 @@ use std::io;
 use std::sync::Arc;
 
 use sealdrive_core::local::LocalKeys;
-use sealdrive_pack::Medium;
+use sealdrive_pack::{Medium, is_no_space};
 use sealdrive_proto::id::DriveId;
 
 use crate::clock;
@@ -60,6 +60,13 @@ pub enum TwinError {
     /// Files are there and none opens under this drive's local keys.
     #[error("no copy of {0} opens")]
     Damaged(&'static str),
+}
+
+impl TwinError {
+    /// Whether it was only space that was missing: writing it again is safe, whichever copy was written.
+    pub fn is_no_space(&self) -> bool {
+        matches!(self, Self::Io(_, e) if is_no_space(e))
+    }
 }
 
 /// Two copies of one record.

@@ -203,9 +203,10 @@ impl Cache {
             .map_err(|e| StoreError::Io("reading the cache", e))
     }
 
-    /// Gives up the copies used longest ago until `bytes` are free, or only the pack being written is left.
+    /// Gives up the copies used longest ago until `bytes` are free, or nothing is left.
     pub(super) fn shrink(&self, bytes: u64) -> Vec<Evicted> {
         let mut state = self.state();
+        state.close();
         let budget = state.total.saturating_sub(bytes);
         state.evict(&*self.dir, budget)
     }
@@ -217,6 +218,18 @@ impl Cache {
 }
 
 impl State {
+    /// What cannot be handed to the kernel are copies, too: they are not found any more.
+    fn close(&mut self) {
+        let Some(mut open) = self.open.take() else {
+            return;
+        };
+        let (number, flushed) = (open.number(), open.flush());
+        if let (Err(_), Some(pack)) = (flushed, self.packs.get_mut(&number)) {
+            self.total -= pack.len - open.written();
+            pack.len = open.written();
+        }
+    }
+
     fn evict(&mut self, dir: &dyn Medium, budget: u64) -> Vec<Evicted> {
         let mut out = Vec::new();
         let open = self.open.as_ref().map(PackWriter::number);

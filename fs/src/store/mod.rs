@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
-use sealdrive_pack::{Medium, MediumFile};
+use sealdrive_pack::{Medium, MediumFile, is_no_space};
 use sealdrive_proto::id::Sid;
 
 pub use self::cache::Cache;
@@ -33,7 +33,7 @@ pub use self::place::{Place, Position, Row};
 /// Directory of the outbox in the drive's state directory.
 const OUTBOX: &str = "outbox";
 /// Directory of the cache in the drive's state directory.
-const CACHE: &str = "cache";
+pub const CACHE: &str = "cache";
 /// The index in the drive's state directory.
 const INDEX: &str = "state.redb";
 
@@ -52,6 +52,17 @@ pub enum StoreError {
     /// An object that the server does not have fails its checksum.
     #[error("an object not yet on the server is damaged")]
     OutboxDamaged(Sid, Position),
+}
+
+impl StoreError {
+    /// Whether it was only space that was missing: nothing was lost, and the same may work later.
+    pub fn is_no_space(&self) -> bool {
+        match self {
+            Self::Io(_, e) => is_no_space(e),
+            Self::Index(e) => matches!(e, IndexError::Full),
+            Self::Failed | Self::OutboxDamaged(..) => false,
+        }
+    }
 }
 
 /// Who hands out pack numbers, to outbox and cache alike, so that no number is ever used twice.
@@ -103,6 +114,14 @@ pub struct Store {
 impl Store {
     /// Opens `outbox/`, `cache/` and `state.redb` in the drive's state directory; scans what the index may not know.
     pub fn open(medium: Arc<dyn Medium>, cache_budget: u64) -> Result<Self, StoreError> {
+        match Self::try_open(Arc::clone(&medium), cache_budget) {
+            // It was met on the way and set aside: now there is none.
+            Err(StoreError::Index(IndexError::Damaged)) => Self::try_open(medium, cache_budget),
+            done => done,
+        }
+    }
+
+    fn try_open(medium: Arc<dyn Medium>, cache_budget: u64) -> Result<Self, StoreError> {
         let directory = |name| {
             let made = medium.directory(name);
             made.map_err(|e| StoreError::Io("creating a pack directory", e))
@@ -111,7 +130,7 @@ impl Store {
         medium
             .sync_dir()
             .map_err(|e| StoreError::Io("syncing the state directory", e))?;
-        let index = Index::open(&*medium, INDEX)?;
+        let index = Index::open(&medium, INDEX)?;
         let marks = index.marks()?;
         let in_outbox = packs_in(&*outbox_dir)?;
         let in_cache = packs_in(&*cache_dir)?;
@@ -357,6 +376,22 @@ impl Store {
         Ok(())
     }
 
+    /// Begins a new outbox pack with the next object: on a small or nearly full disk a pack must not wait to be large
+    /// before it can go.
+    pub fn close_pack(&self) -> Result<(), StoreError> {
+        self.outbox.close_pack()
+    }
+
+    /// Everything in the outbox before `end` is on the server, and a durable commit names it or nothing does: also the
+    /// pack being written becomes a copy, which may go.
+    pub fn settle(&self, end: Position) -> Result<(), StoreError> {
+        if self.outbox.end() <= end && self.outbox.pending().1 == 0 {
+            self.outbox.close_pack()?;
+            self.outbox.sync()?;
+        }
+        self.retire(end)
+    }
+
     /// What awaits the server.
     pub fn outbox(&self) -> &Outbox {
         &self.outbox
@@ -390,10 +425,14 @@ impl Store {
     }
 
     fn spill_index(&self) -> Result<(), StoreError> {
-        if self.index.is_full() {
-            self.index.flush(self.outbox.synced(), None)?;
+        if !self.index.is_full() {
+            return Ok(());
         }
-        Ok(())
+        match self.index.flush(self.outbox.synced(), None) {
+            // The rows wait in memory for a better moment.
+            Err(IndexError::Full) => Ok(()),
+            done => Ok(done?),
+        }
     }
 }
 

@@ -8,10 +8,11 @@ mod state;
 mod withheld;
 
 use std::collections::BTreeMap;
+use std::io;
 use std::sync::{Arc, PoisonError};
 
 use bytes::Bytes;
-use sealdrive_pack::{Medium, MediumFile};
+use sealdrive_pack::{Medium, MediumFile, is_no_space};
 use sealdrive_proto::id::Sid;
 use sealdrive_runtime::sync::{Mutex, MutexGuard};
 
@@ -134,7 +135,7 @@ impl Outbox {
 
     /// Appends an object; durable only after `sync`. The caller has checked that it is not here yet. `placed` hears
     /// where it is before anyone can find it in the queue: the upload asks for it by its id, and may be faster than
-    /// the caller.
+    /// the caller. Without space nothing is appended, and later it may work.
     pub(super) fn append(
         &self,
         sid: Sid,
@@ -147,7 +148,7 @@ impl Outbox {
             return Err(StoreError::Failed);
         }
         let appended = state.append(&*self.dir, &self.numbers, sid, note, object);
-        state.failed |= appended.is_err();
+        state.failed |= appended.as_ref().is_err_and(|e| !is_no_space(e));
         placed(appended.map_err(|e| StoreError::Io("appending to the outbox", e))?);
         Ok(())
     }
@@ -170,7 +171,7 @@ impl Outbox {
         let mut state = self.state();
         // A failed fsync is never retried: the kernel may have dropped the pages and would report success next time.
         state.failed |= done.is_err();
-        done.map_err(|e| StoreError::Io("syncing the outbox", e))?;
+        done.map_err(|e| StoreError::Io("syncing the outbox", io::Error::other(e)))?;
         state.synced = state.synced.max(end);
         Ok(state.synced)
     }
@@ -193,9 +194,15 @@ impl Outbox {
     pub(super) fn read(&self, place: &Place) -> Result<Option<packfile::Read>, StoreError> {
         let file = {
             let mut state = self.state();
-            state
-                .make_readable(place)
-                .map_err(|e| StoreError::Io("writing the outbox", e))?;
+            if let Err(e) = state.make_readable(place) {
+                let open = state.open.as_ref().filter(|_| is_no_space(&e));
+                let open = open.filter(|open| open.number() == place.pack);
+                let object = open.and_then(|open| open.buffered(place.offset, place.len));
+                return match object {
+                    Some(object) => Ok(Some(packfile::Read::Object(object))),
+                    None => Err(StoreError::Io("writing the outbox", e)),
+                };
+            }
             let Some(pack) = state.packs.get(&place.pack) else {
                 return Ok(None);
             };
@@ -396,6 +403,12 @@ impl Outbox {
             .iter()
             .flat_map(|(n, p)| p.entries.iter().map(move |e| place(*n, e)))
             .collect()
+    }
+
+    /// Begins a new pack with the next object, so that what is here can go when the server has it.
+    pub(super) fn close_pack(&self) -> Result<(), StoreError> {
+        let closed = self.state().close();
+        closed.map_err(|e| StoreError::Io("writing the outbox", e))
     }
 
     /// Number of the pack being written, if any.

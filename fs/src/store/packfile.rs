@@ -70,9 +70,14 @@ impl PackWriter {
     /// Creates the file; file and directory entry are durable on return, so that a later fdatasync is enough.
     pub(super) fn create(dir: &dyn Medium, number: u64) -> io::Result<Self> {
         let file = dir.create(&file_name(number))?;
-        file.append(0, &mut [IoSlice::new(MAGIC)])?;
-        file.sync()?;
-        dir.sync_dir()?;
+        if let Err(e) = file.append(0, &mut [IoSlice::new(MAGIC)]) {
+            // Nothing is in it. If it stays it is a pack without records.
+            let _ = dir.remove(&file_name(number));
+            return Err(e);
+        }
+        // Whatever a failed sync says is no matter of space.
+        file.sync().map_err(io::Error::other)?;
+        dir.sync_dir().map_err(io::Error::other)?;
         Ok(Self {
             file,
             number,
@@ -161,6 +166,13 @@ impl PackWriter {
 
     pub(super) fn is_full(&self) -> bool {
         self.len() >= PACK_SIZE
+    }
+
+    /// An object that the kernel does not have yet.
+    pub(super) fn buffered(&self, offset: u64, len: u32) -> Option<Bytes> {
+        let at = usize::try_from(offset.checked_sub(self.written)?).ok()? + RECORD_HEADER as usize;
+        let object = self.buffer.get(at..)?.get(..len as usize)?;
+        Some(Bytes::copy_from_slice(object))
     }
 }
 

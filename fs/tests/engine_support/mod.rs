@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, dead_code, unreachable_pub)]
 
 pub mod server;
+pub mod short;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -81,6 +82,7 @@ impl World {
         config.remote = Some(self.server.connect(device(n)));
         config.commit_interval = Duration::from_millis(200);
         config.join_patience = Duration::from_secs(5);
+        config.reserve = 1 << 20;
         config.workers = 2;
         config
     }

@@ -8,7 +8,7 @@ use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::medium::{Medium, MediumFile};
+use crate::medium::{Medium, MediumFile, fill};
 
 /// Most parts of one `pwritev`: `UIO_MAXIOV` of Linux.
 const MAX_PARTS: usize = 1024;
@@ -126,6 +126,18 @@ impl MediumFile for DiskFile {
 
     fn truncate(&self, len: u64) -> io::Result<()> {
         self.0.set_len(len)
+    }
+
+    fn allocate(&self, len: u64) -> io::Result<()> {
+        use rustix::fs::{FallocateFlags, fallocate};
+        if len == 0 {
+            return Ok(());
+        }
+        match fallocate(&self.0, FallocateFlags::empty(), 0, len) {
+            Ok(()) => Ok(()),
+            Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => fill(self, len),
+            Err(error) => Err(error.into()),
+        }
     }
 
     fn len(&self) -> io::Result<u64> {

@@ -10,6 +10,7 @@ mod footer;
 mod medium;
 mod reader;
 mod record;
+mod reserve;
 mod scan;
 mod writer;
 
@@ -19,6 +20,7 @@ pub use reader::{Found, Reader};
 pub use record::{
     Entry, HEADER_LEN, Location, MAX_PAYLOAD, PackHeader, Record, RecordHeader, RecordKind,
 };
+pub use reserve::{Reserve, Reserved};
 pub use scan::{Damage, Scan};
 pub use writer::Writer;
 

@@ -7,6 +7,9 @@
 use std::io::{self, ErrorKind, IoSlice};
 use std::sync::Arc;
 
+/// Zeros written at a time to take space, bytes.
+const ALLOCATE_AT_ONCE: usize = 1 << 20;
+
 /// One directory.
 pub trait Medium: Send + Sync + 'static {
     /// Creates a file that must not exist yet.
@@ -80,6 +83,11 @@ pub trait MediumFile: Send + Sync {
     fn sync(&self) -> io::Result<()>;
     /// Gives the file this length: cuts it, or adds zeros.
     fn truncate(&self, len: u64) -> io::Result<()>;
+    /// Makes the file this long and every byte of it take space, so that giving it up gives back as much. What it held
+    /// may be lost.
+    fn allocate(&self, len: u64) -> io::Result<()> {
+        fill(self, len)
+    }
     /// Length, bytes.
     fn len(&self) -> io::Result<u64>;
     /// Whether the file has no bytes.
@@ -95,6 +103,18 @@ pub trait MediumFile: Send + Sync {
     fn drop_cache(&self) -> io::Result<()> {
         Ok(())
     }
+}
+
+/// Takes space by writing zeros.
+pub(crate) fn fill(file: &(impl MediumFile + ?Sized), len: u64) -> io::Result<()> {
+    let zeros = vec![0; ALLOCATE_AT_ONCE];
+    let mut at = 0;
+    while at < len {
+        let piece = (len - at).min(ALLOCATE_AT_ONCE as u64);
+        file.write_at(&zeros[..piece as usize], at)?;
+        at += piece;
+    }
+    Ok(())
 }
 
 /// Whether an error says "full" rather than "broken".

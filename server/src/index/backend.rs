@@ -1,33 +1,52 @@
 //! The database's file on the medium.
 //!
-//! Invariant: tells an error of the disk from damage, of which only the latter makes an index anew. Called by redb, and
-//! by the index that opens it.
+//! Invariant: tells an error of the disk from damage, of which only the latter makes an index anew, and a full disk
+//! from a broken one. Called by redb, and by the index that opens it.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::{fmt, io};
 
 use redb::StorageBackend;
-use sealdrive_pack::MediumFile;
+use sealdrive_pack::{MediumFile, is_no_space};
+
+/// What the disk under a database has said against it so far: the worst.
+#[derive(Default)]
+pub(super) struct Disk(AtomicU8);
+
+const FULL: u8 = 1;
+const BROKEN: u8 = 2;
+
+impl Disk {
+    /// The disk itself said no.
+    pub(super) fn has_failed(&self) -> bool {
+        self.0.load(Ordering::Acquire) > 0
+    }
+
+    /// It only had no space.
+    pub(super) fn was_full(&self) -> bool {
+        self.0.load(Ordering::Acquire) == FULL
+    }
+}
 
 /// redb's file on the medium.
 pub(super) struct Backend {
-    pub(super) file: Arc<dyn MediumFile>,
-    /// The disk itself said no.
-    pub(super) failed: Arc<AtomicBool>,
+    file: Arc<dyn MediumFile>,
+    pub(super) disk: Arc<Disk>,
 }
 
 impl Backend {
     pub(super) fn new(file: Arc<dyn MediumFile>) -> Self {
-        let failed = Arc::default();
-        Self { file, failed }
+        let disk = Arc::default();
+        Self { file, disk }
     }
 
     fn noted<T>(&self, done: io::Result<T>) -> io::Result<T> {
         if let Err(error) = &done
             && error.kind() != io::ErrorKind::UnexpectedEof
         {
-            self.failed.store(true, Ordering::Release);
+            let said = if is_no_space(error) { FULL } else { BROKEN };
+            self.disk.0.fetch_max(said, Ordering::AcqRel);
         }
         done
     }
@@ -53,7 +72,8 @@ impl StorageBackend for Backend {
     }
 
     fn sync_data(&self) -> io::Result<()> {
-        self.noted(self.file.sync())
+        // A failed sync is final, whatever it says: pages may be gone.
+        self.noted(self.file.sync().map_err(io::Error::other))
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {

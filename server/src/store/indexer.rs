@@ -1,10 +1,11 @@
 //! The indexer thread: lets the index follow the packs, many groups to a transaction.
 //!
 //! Invariant: batches are applied in the order they were written, so the checkpoint always stands for a prefix; a row
-//! leaves the tail only after the transaction that holds it is durable. A failed commit stops the store. Called by
-//! `Store`.
+//! leaves the tail only after the transaction that holds it is durable. A failed commit stops the store, but for one
+//! that found no space: it is tried until it does. Called by `Store`.
 
 use std::io;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 
 use sealdrive_pack::Entry;
@@ -13,8 +14,8 @@ use sealdrive_runtime::thread::{self, JoinHandle};
 
 use super::Shared;
 use crate::clock::instant;
-use crate::index::{Checkpoint, RowKey};
-use crate::limits::{INDEX_BATCH, INDEX_DELAY, INDEX_QUEUE};
+use crate::index::{Checkpoint, IndexError, RowKey};
+use crate::limits::{INDEX_BATCH, INDEX_DELAY, INDEX_QUEUE, INDEX_RESERVE_PART, INDEX_RETRY};
 
 /// One durable group.
 pub(super) struct Batch {
@@ -28,16 +29,40 @@ pub(super) fn start(shared: Arc<Shared>) -> io::Result<(SyncSender<Batch>, JoinH
     Ok((send, thread))
 }
 
+impl Shared {
+    /// Holds the index's reserve if there is room to spare, less of it on a small disk.
+    pub(super) fn keep_reserve(&self) {
+        let (held, most) = (self.reserve.held(), self.options.index_reserve);
+        let Ok(free) = self.packs.medium().free() else {
+            return;
+        };
+        let target = most.min(free.saturating_add(held) / INDEX_RESERVE_PART);
+        // What was just given up is needed: not again before there is as much besides.
+        if held < target && free.saturating_sub(target) > self.options.reserve_bytes.min(target) {
+            if let Err(error) = self.reserve.hold(target) {
+                tracing::warn!(%error, "no space is held for the index");
+            } else if target < most {
+                tracing::warn!(
+                    bytes = target,
+                    "a small disk: less than usual is held for the index"
+                );
+            }
+        }
+    }
+}
+
 fn run(shared: &Shared, batches: &Receiver<Batch>) {
     while let Some(batch) = gather(batches) {
         if shared.is_abandoned() {
             return;
         }
         shared.options.reached("server.before-index");
-        if let Err(error) = shared.index.apply(&batch.records, &batch.checkpoint) {
-            shared.fail(error);
-            return;
+        match apply(shared, &batch) {
+            Ok(true) => {}
+            Ok(false) => return,
+            Err(error) => return shared.fail(error),
         }
+        shared.keep_reserve();
         shared.options.reached("server.indexed");
         let mut tail = shared.tail.write().unwrap_or_else(PoisonError::into_inner);
         for (pack, entry) in &batch.records {
@@ -50,6 +75,25 @@ fn run(shared: &Shared, batches: &Receiver<Batch>) {
                 tail.remove(&key);
             }
         }
+    }
+}
+
+/// Waits for space as long as it takes; false if the store ends before: what the index lacks is replayed from the
+/// packs.
+fn apply(shared: &Shared, batch: &Batch) -> Result<bool, IndexError> {
+    let mut told = false;
+    loop {
+        match shared.index.apply(&batch.records, &batch.checkpoint) {
+            Err(IndexError::Full) => {}
+            done => return done.map(|()| true),
+        }
+        if shared.is_abandoned() || shared.closing.load(Ordering::SeqCst) {
+            return Ok(false);
+        }
+        if !std::mem::replace(&mut told, true) {
+            tracing::warn!("no space left for the index: it waits; nothing is lost");
+        }
+        thread::sleep(INDEX_RETRY);
     }
 }
 

@@ -2,8 +2,9 @@
 //!
 //! Invariants: nothing is acknowledged before its pack was synced; what is acknowledged is found at once; an object's
 //! id is written once; a failed sync or index commit stops the store for good, because nobody knows then what is on
-//! disk. One writer thread (writer.rs) owns the open pack, one indexer thread (indexer.rs) the index's write side.
-//! Called by the services; opened by `Server::start`.
+//! disk; a full disk does not, it refuses what is new and waits with the index. One writer thread (writer.rs) owns the
+//! open pack, one indexer thread (indexer.rs) the index's write side. Called by the services; opened by
+//! `Server::start`.
 
 mod control;
 mod indexer;
@@ -17,7 +18,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError};
 
 use bytes::Bytes;
-use sealdrive_pack::{Directory, Medium, PackError, Record, RecordKind};
+use sealdrive_pack::{Directory, Medium, PackError, Record, RecordKind, Reserve};
 use sealdrive_proto::id::{DomainId, Sid};
 use sealdrive_runtime::channel::send_blocking;
 use sealdrive_runtime::sync::{Mutex, RwLock};
@@ -28,7 +29,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 pub use self::open::{OpenError, Rebuilt, rebuild, rebuild_on};
 use self::packs::Packs;
 use crate::index::{Index, IndexError, Row, RowKey};
-use crate::limits::{PACK_BYTES, QUEUE_BYTES, QUEUE_PUTS, RESERVE_BYTES};
+use crate::limits::{INDEX_RESERVE, PACK_BYTES, QUEUE_BYTES, QUEUE_PUTS, RESERVE_BYTES};
 
 /// Every step of the ordering law, in the order in which a record meets them.
 pub const POINTS: &[&str] = &[
@@ -52,6 +53,8 @@ pub struct StoreOptions {
     pub pack_bytes: u64,
     /// Space kept free, bytes.
     pub reserve_bytes: u64,
+    /// Space held for the index alone, bytes.
+    pub index_reserve: u64,
     /// Named crash points, for tests.
     pub crash: Option<CrashHook>,
 }
@@ -61,6 +64,7 @@ impl Default for StoreOptions {
         Self {
             pack_bytes: PACK_BYTES,
             reserve_bytes: RESERVE_BYTES,
+            index_reserve: INDEX_RESERVE,
             crash: None,
         }
     }
@@ -147,6 +151,10 @@ struct Shared {
     failed: watch::Sender<Option<String>>,
     /// Set by `abandon`: threads drop what they have, as a power cut would.
     abandoned: AtomicBool,
+    /// Set by `close`: nobody waits for space any more.
+    closing: AtomicBool,
+    /// What the index may use when the disk is full.
+    reserve: Arc<Reserve>,
     options: StoreOptions,
 }
 
@@ -251,7 +259,8 @@ impl Store {
         data: &dyn Medium,
         options: StoreOptions,
     ) -> Result<Opened, OpenError> {
-        let found = open::open(packs, data, open::INDEX)?;
+        let reserve = Reserve::open(data.directory(open::SPACE)?)?;
+        let found = open::open(packs, data, open::INDEX, Some(&reserve))?;
         let damage = found.damage;
         let control = control::read(&found.index, &found.packs)?;
         let shared = Arc::new(Shared {
@@ -260,8 +269,11 @@ impl Store {
             tail: RwLock::default(),
             failed: watch::Sender::new(None),
             abandoned: AtomicBool::new(false),
+            closing: AtomicBool::new(false),
+            reserve,
             options,
         });
+        shared.keep_reserve();
         let (orders, queue) = mpsc::channel(QUEUE_PUTS);
         let (batches, indexer) = indexer::start(Arc::clone(&shared))?;
         let writer = writer::start(Arc::clone(&shared), found.continuation, queue, batches)?;
@@ -424,6 +436,7 @@ impl Store {
 
     /// Writes, syncs and indexes what is queued, then stops. Blocks until then.
     pub fn close(&self) {
+        self.0.shared.closing.store(true, Ordering::SeqCst);
         let orders = self.0.orders.clone();
         // From a thread of its own, because a thread that drives async tasks may not wait on the queue.
         let order = thread::spawn("close", move || send_blocking(&orders, Order::Close));

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use sealdrive_pack::{
-    Directory, Entry, Medium, PackError, Reader, RecordKind, Scan, Writer, file_name,
+    Directory, Entry, Medium, PackError, Reader, RecordKind, Reserve, Scan, Writer, file_name,
     parse_file_name,
 };
 
@@ -67,13 +67,17 @@ pub(super) struct Opened {
     pub(super) damage: usize,
 }
 
-/// `data` holds the index under the name `index`, `medium` the packs.
+/// Directory of the index's reserve in the data directory.
+pub(super) const SPACE: &str = "space";
+
+/// `data` holds the index under the name `index`, `medium` the packs; the index may use `reserve`.
 pub(super) fn open(
     medium: Arc<dyn Medium>,
     data: &dyn Medium,
     index: &str,
+    reserve: Option<&Arc<Reserve>>,
 ) -> Result<Opened, OpenError> {
-    let index = Index::open(data, index)?;
+    let index = Index::open_with(data, index, reserve)?;
     let ids = list(&*medium)?;
     let mut replay = Replay::new(&index)?;
     // The secret id of the store lives in its packs, so that they alone are enough, and in the index for a pack whose
@@ -313,7 +317,7 @@ pub fn rebuild_on(data: &dyn Medium) -> Result<Rebuilt, OpenError> {
         _ => {}
     }
     // An open pack is settled by the way, exactly as at start.
-    let opened = open(data.directory(PACKS)?, data, FRESH)?;
+    let opened = open(data.directory(PACKS)?, data, FRESH, None)?;
     let rows = opened.index.totals()?.0;
     opened.index.close()?;
     data.rename(FRESH, INDEX)?;

@@ -18,7 +18,7 @@ use super::open::Continuation;
 use super::{Job, Latest, Order, Put, Shared, StoreError};
 use crate::clock::unix_ms;
 use crate::index::{Checkpoint, Row, RowKey};
-use crate::limits::GROUP_BYTES;
+use crate::limits::{CONTROL_PART, GROUP_BYTES};
 
 struct Thread {
     shared: Arc<Shared>,
@@ -80,14 +80,14 @@ impl Thread {
     /// Does all puts of one group. An error is final; what concerns only one put is answered to it.
     fn group(&mut self, puts: Vec<Job>) -> Result<(), PackError> {
         let mut group = Group::default();
-        let full = !puts.is_empty() && !self.has_space()?;
+        let free = self.free()?;
         for put in puts {
             let Job {
                 records,
                 reply,
                 _room,
             } = put;
-            let placed = if full {
+            let placed = if free < self.needs(&records) {
                 Err(PackError::NoSpace)
             } else {
                 self.place(records, &mut group)
@@ -109,13 +109,23 @@ impl Thread {
         Ok(())
     }
 
-    fn has_space(&self) -> Result<bool, PackError> {
+    fn free(&self) -> Result<u64, PackError> {
         let free = self.shared.packs.medium().free();
-        let free = free.map_err(|source| PackError::Io {
+        free.map_err(|source| PackError::Io {
             what: "ask for free space",
             source,
-        })?;
-        Ok(free >= self.shared.options.reserve_bytes)
+        })
+    }
+
+    /// What must be free for these. Leases and commits go on when objects do not.
+    fn needs(&self, records: &[Record]) -> u64 {
+        let reserve = self.shared.options.reserve_bytes;
+        let is_object = |record: &Record| record.kind == RecordKind::Object;
+        match records {
+            [] => 0,
+            some if some.iter().any(is_object) => reserve,
+            _ => reserve / CONTROL_PART,
+        }
     }
 
     /// Appends what is new of one put, all or nothing.

@@ -19,6 +19,8 @@ use sealdrive_server::core::{ChangeError, Core};
 
 use super::disk::Disk;
 
+/// Held in reserve on a client's disk, bytes: less than what a disk that fills up may have left, so that it is used up.
+const RESERVE: u64 = 64 << 10;
 /// Devices of the account; the first founds it.
 const DEVICES: u8 = 3;
 
@@ -128,6 +130,7 @@ impl Household {
         config.commit_interval = Duration::from_secs(2);
         config.join_patience = Duration::from_secs(600);
         config.workers = 2;
+        config.reserve = RESERVE;
         config
     }
 }

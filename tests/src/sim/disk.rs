@@ -395,6 +395,24 @@ impl State {
         Ok(())
     }
 
+    /// Blocks without content, as fallocate(2) gives them: all or none.
+    fn allocate(&mut self, inode: usize, len: u64) -> io::Result<()> {
+        let wanted: Vec<u64> = (0..len.div_ceil(BLOCK))
+            .filter(|block| !self.inodes[inode].blocks.contains(block))
+            .collect();
+        let bytes = wanted.len() as u64 * BLOCK;
+        if self.used + bytes > self.config.capacity {
+            self.count("allocate: ENOSPC");
+            return Err(Trouble::Full.error());
+        }
+        self.used += bytes;
+        self.inodes[inode].blocks.extend(wanted);
+        if (self.inodes[inode].live.len() as u64) < len {
+            self.set_len(inode, len);
+        }
+        Ok(())
+    }
+
     fn sync(&mut self, inode: usize) {
         let file = &mut self.inodes[inode];
         for dirty in std::mem::take(&mut file.dirty) {

@@ -43,6 +43,8 @@ const CLIENT: &str = "client";
 const SERVER: &str = "server";
 /// Names in use.
 const NAMES: u64 = 6;
+/// Held for the server's index, bytes: little, so that it is used up.
+const INDEX_RESERVE: u64 = 32 << 10;
 /// Small packs, so that a short life fills some.
 const PACK_BYTES: u64 = 256 << 10;
 
@@ -183,6 +185,7 @@ impl Scene {
         let store = StoreOptions {
             pack_bytes: PACK_BYTES,
             reserve_bytes: 0,
+            index_reserve: INDEX_RESERVE,
             crash: None,
         };
         let options = Options { store, quota: None };

@@ -50,6 +50,7 @@ fn record(n: u32) -> Record {
 fn options(crash: Option<sealdrive_server::store::CrashHook>) -> StoreOptions {
     StoreOptions {
         pack_bytes: 4000,
+        index_reserve: 8 << 10,
         crash,
         ..StoreOptions::default()
     }

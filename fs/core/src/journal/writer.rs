@@ -7,7 +7,10 @@
 use super::entry::{Entry, encode_record};
 use super::{HEADER_LEN, RECORD_HEAD, RECORD_TARGET, SealRecord, SegmentHeader, tag_of};
 
-/// A segment being written. After an error of the disk it must not be used again: what is durable is then unknown.
+/// A segment being written. After an error of the disk it must not be used again: what is durable is then unknown. But
+/// where the file could be cut back to what it was, a copy from that moment goes on: a record's nonce comes from its
+/// content, so that another one may stand in the place of one that did not come about.
+#[derive(Clone)]
 pub struct SegmentWriter {
     header: [u8; HEADER_LEN],
     mark: [u8; 8],

@@ -72,9 +72,11 @@ impl State {
         done
     }
 
-    fn close(&mut self) -> io::Result<()> {
+    pub(super) fn close(&mut self) -> io::Result<()> {
         self.flush()?;
-        if let Some(open) = self.open.take() {
+        if let Some(open) = self.open.take()
+            && Position::new(open.number(), open.len()) > self.synced
+        {
             self.unsynced.push(open.file());
         }
         Ok(())
@@ -137,7 +139,14 @@ impl State {
             && open.number() == *number
             && entry.end() > open.written()
         {
-            self.flush()?;
+            let (number, written) = (*number, open.written());
+            match self.flush() {
+                // A full disk: what it has can go, and makes room.
+                Err(e) if is_no_space(&e) => {
+                    out.retain(|(pack, entry, _)| *pack != number || entry.end() <= written);
+                }
+                done => done?,
+            }
         }
         Ok(out)
     }

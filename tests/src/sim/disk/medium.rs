@@ -197,6 +197,12 @@ impl MediumFile for Handle {
         Ok(())
     }
 
+    fn allocate(&self, len: u64) -> io::Result<()> {
+        let mut state = self.disk.lock();
+        state.begin(Op::Write, "", &[self.inode as u64, len], &[])?;
+        state.allocate(self.inode, len)
+    }
+
     fn len(&self) -> io::Result<u64> {
         Ok(self.disk.lock().inodes[self.inode].live.len() as u64)
     }
