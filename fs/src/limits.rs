@@ -7,8 +7,8 @@ use std::time::Duration;
 pub const PACK_SIZE: u64 = 64 << 20;
 /// Appended bytes kept in memory before they are written to the open pack, bytes: big writes, few system calls.
 pub const APPEND_BUFFER: usize = 1 << 20;
-/// Bytes handed to the kernel after which the disk is told to begin with them: an fsync then waits for the last of them,
-/// not for a whole pack. Large enough for sequential IO.
+/// Bytes handed to the kernel after which the disk is told to begin with them: an fsync then waits for the last of
+/// them, not for a whole pack. Large enough for sequential IO.
 pub const WRITE_BEHIND: u64 = 8 << 20;
 /// Waiting writes from this length on stay a range of their own, which the reader of the request copied once, bytes:
 /// shorter ones are gathered with their neighbours.

@@ -24,9 +24,9 @@ const ENTRY_BYTES: usize = 256 << 10;
 pub enum LogData {
     /// All that the journal does not hold yet: afterwards everything written so far is in the log.
     All,
-    /// All but what a file still open for writing has on its way into chunks, or, once, will have next: that is durable in
-    /// a moment without being written twice, and until then may read as a hole after a crash. For rounds that nobody
-    /// waits for.
+    /// All but what a file still open for writing has on its way into chunks, or, once, will have next: that is durable
+    /// in a moment without being written twice, and until then may read as a hole after a crash. For rounds that
+    /// nobody waits for.
     Background,
     /// None: ranges not sealed by now are holes after a crash.
     None,

@@ -97,7 +97,8 @@ pub trait MediumFile: Send + Sync {
     /// Takes the file for this handle alone, until the handle goes: false if another has it, in this process or
     /// another.
     fn try_lock(&self) -> io::Result<bool>;
-    /// The bytes `from .. from + len` will be asked to be durable soon: the disk may begin with them. A hint, nothing waits.
+    /// The bytes `from .. from + len` will be asked to be durable soon: the disk may begin with them. A hint, nothing
+    /// waits.
     fn write_behind(&self, _from: u64, _len: u64) {}
     /// Makes later reads come from the disk itself, as far as that can be had: pages whose write failed look clean.
     fn drop_cache(&self) -> io::Result<()> {
