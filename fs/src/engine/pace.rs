@@ -107,8 +107,8 @@ impl Pace {
         }
         // While a commit is on its way the next one waits: offline this keeps checkpoints (and the nodes they seal)
         // few.
-        // But one that is refused does not get through by waiting: another may.
-        let held = now.commit_held.is_some();
+        // But one that is refused does not get through by waiting: another may, where there is a line.
+        let held = now.commit_held.is_some() && self.shared.uploading.is_online();
         let free = (now.committed == now.checkpointed || held) && now.stopped.is_none();
         let interval = match held {
             true => self.commit_interval * HELD_INTERVALS,

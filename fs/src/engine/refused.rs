@@ -76,9 +76,13 @@ impl Refused {
         lock(&self.lost).clone()
     }
 
-    /// For `status`.
-    pub(super) fn list(&self) -> Vec<Refusal> {
-        lock(&self.told).values().cloned().collect()
+    /// For `status`: what was told of these.
+    pub(super) fn list(&self, withheld: &[(Position, Sid)]) -> Vec<Refusal> {
+        let told = lock(&self.told);
+        let sids: BTreeSet<&Sid> = withheld.iter().map(|(_, sid)| sid).collect();
+        sids.into_iter()
+            .filter_map(|sid| told.get(sid).cloned())
+            .collect()
     }
 
     fn note_file(&self, sid: &Sid, ino: Ino) {
@@ -292,7 +296,11 @@ pub(super) fn hold(shared: &Shared, why: String, asked: u64) {
 
 /// The server has taken an object that it refused before.
 pub(super) fn taken(shared: &Shared, sid: Sid) {
-    lock(&shared.refused.told).remove(&sid);
+    // It may stand in the outbox once more.
+    let withheld = shared.store.outbox().withheld();
+    if !withheld.iter().any(|(_, other)| *other == sid) {
+        lock(&shared.refused.told).remove(&sid);
+    }
     shared.progress.update(|m| m.refusals += 1);
     let what = format!("the server has taken object {} after all", sid.to_hex());
     shared.events.push(EventKind::Healed, what);

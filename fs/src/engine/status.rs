@@ -216,7 +216,10 @@ impl Running {
             failed: now.failed,
             held: now.upload_held.or(now.commit_held).map(|held| held.why),
             over_quota: now.over_quota.is_some() || self.shared.space.is_over_quota(),
-            refused: self.shared.refused.list(),
+            refused: self
+                .shared
+                .refused
+                .list(&self.shared.store.outbox().withheld()),
             casualties: self.shared.casualties.list(),
             events: self.shared.events.list(),
         }
