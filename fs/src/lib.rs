@@ -20,3 +20,9 @@ pub mod remote;
 pub mod store;
 pub mod umount;
 pub mod unlock;
+
+/// A disk of which little is left, for units; the suites have the same.
+#[cfg(test)]
+#[allow(dead_code, unreachable_pub)]
+#[path = "../tests/engine_support/short.rs"]
+mod short;

@@ -3,12 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use super::*;
+use crate::short::ShortDisk;
 use bytes::Bytes;
 use sealdrive_pack::Directory;
-
-#[allow(dead_code, unreachable_pub)]
-#[path = "../../tests/engine_support/short.rs"]
-mod short;
 
 fn open(dir: &Path) -> (Journal, Replay) {
     open_on(Arc::new(Directory::open(dir).unwrap()))
@@ -262,7 +259,7 @@ fn an_append_that_finds_no_space_leaves_nothing_and_the_journal_goes_on() {
     let mut refused = [0; 2];
     for (blocks, begun) in (0..130).step_by(3).flat_map(|n| [(n, true), (n, false)]) {
         let dir = tempfile::tempdir().unwrap();
-        let disk = short::ShortDisk::new(ROOMY);
+        let disk = ShortDisk::new(ROOMY);
         let (mut journal, _) = open_on(disk.directory(dir.path()));
         let mut expected = Vec::new();
         if begun {

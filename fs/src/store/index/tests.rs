@@ -1,10 +1,7 @@
 //! The index through restarts, damage and full disks.
 
-#[allow(dead_code, unreachable_pub)]
-#[path = "../../../tests/engine_support/short.rs"]
-mod short;
-
 use super::*;
+use crate::short::ShortDisk;
 use sealdrive_pack::Directory;
 use std::path::Path;
 
@@ -159,7 +156,7 @@ fn a_full_disk_loses_no_row_and_is_over_when_there_is_space() {
     let mut refused = 0;
     for blocks in (0..64).step_by(3) {
         let dir = tempfile::tempdir().unwrap();
-        let disk = short::ShortDisk::new(ROOMY);
+        let disk = ShortDisk::new(ROOMY);
         let index = Index::open(&disk.directory(dir.path()), "state.redb").unwrap();
         let row = |n: u32| local(1, u64::from(n));
         let all = || (0..3 * ROWS).all(|n| index.get(&numbered(n)).unwrap() == Some(row(n)));
