@@ -24,6 +24,7 @@ use super::chain::{Chain, ChainError, root_of};
 use super::checkpoint::Checkpoint;
 use super::commit::Pending;
 use super::config::EngineConfig;
+use super::crash::CrashPoints;
 use crate::clock;
 use crate::journal::{Purpose, Twin, TwinError};
 use crate::limits::{CALL_DEADLINE, JOIN_PATIENCE_LEAST};
@@ -100,9 +101,11 @@ impl Records {
     }
 
     /// Makes a start on the server's state durable.
-    fn adopt(&mut self, start: &Start) -> Result<(), EngineError> {
+    fn adopt(&mut self, start: &Start, crash: &CrashPoints) -> Result<(), EngineError> {
         self.pins.write(&pins_bytes(&start.author, &start.pins))?;
+        crash.reached("adopted-pins");
         self.checkpoint.write(&start.checkpoint.encode())?;
+        crash.reached("adopted");
         Ok(())
     }
 }
@@ -131,7 +134,7 @@ pub(super) fn start(
     };
     let Some(chain) = chain else {
         if records.found_checkpoint.is_none() {
-            records.adopt(&start)?;
+            records.adopt(&start, &config.crash)?;
         }
         return Ok(Opening::Start(Box::new(start)));
     };
@@ -155,7 +158,7 @@ pub(super) fn start(
                     author,
                     distrust: None,
                 };
-                records.adopt(&start)?;
+                records.adopt(&start, &config.crash)?;
             }
         }
         return Ok(Opening::Start(Box::new(start)));
@@ -187,7 +190,7 @@ pub(super) fn start(
         Ok(None) if chain.pins().seq() == 0 => {}
         Ok(None) => return Err(ChainError::from(HistoryError::Rollback).into()),
     }
-    records.adopt(&start)?;
+    records.adopt(&start, &config.crash)?;
     Ok(Opening::Start(Box::new(start)))
 }
 
