@@ -126,6 +126,8 @@ fn what_was_promised_is_found_again() {
         ("failed syncs", disks("sync: EIO")),
         ("full disks", disks("write: ENOSPC")),
         ("promises checked", sum.promises),
+        ("lives of a machine that lost the drive", sum.fenced),
+        ("branches found whole", sum.branches),
         ("lost requests", network.lost_requests),
         ("lost replies", network.lost_replies),
         ("repeats", network.repeats),

@@ -12,7 +12,7 @@ use sealdrive_core::slot::SlotError;
 use super::exit::{Exit, Failure};
 use crate::account::AccountError;
 use crate::control::Refusal;
-use crate::engine::{BlobError, BranchError, EngineError};
+use crate::engine::{BlobError, BranchError, ChainError, EngineError};
 use crate::home::HomeError;
 use crate::journal::{JournalError, TwinError};
 use crate::keystore::KeystoreError;
@@ -232,7 +232,9 @@ impl From<EngineError> for Failure {
                 return failure;
             }
             EngineError::BranchBusy => (Exit::Error, "wait for it to end, then try again"),
-            EngineError::Chain(_) => (
+            // The line broke while the chain was walked: that says nothing of the server.
+            EngineError::Chain(ChainError::Remote(error)) => return error.into(),
+            EngineError::Chain(ChainError::History(_)) => (
                 Exit::Tampered,
                 "the server may have been rolled back or changed; nothing was written to it",
             ),
@@ -343,5 +345,36 @@ impl Failure {
             format!("{}: {error}", path.display()),
             advice,
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sealdrive_core::history::HistoryError;
+
+    #[test]
+    fn a_line_that_breaks_while_the_chain_is_walked_is_no_tampering() {
+        let broke = ChainError::Remote(RemoteError::Unreachable("no answer in time".into()));
+        let failure = Failure::from(EngineError::Chain(broke));
+        assert_eq!(failure.exit, Exit::Unreachable);
+        let forked = ChainError::History(HistoryError::Rollback);
+        assert_eq!(
+            Failure::from(EngineError::Chain(forked)).exit,
+            Exit::Tampered
+        );
+    }
+
+    #[test]
+    fn a_drive_of_another_format_is_refused_with_what_to_do() {
+        for (body, number, advice) in [
+            (BadBody::TooOld(1), "format 1", "copy the files out"),
+            (BadBody::TooNew(9), "format 9", "newer"),
+        ] {
+            let failure = Failure::from(EngineError::Format(body));
+            assert_eq!(failure.exit, Exit::MountFailed);
+            assert!(failure.what.contains(number), "{}", failure.what);
+            assert!(failure.advice.contains(advice), "{}", failure.advice);
+        }
     }
 }

@@ -9,6 +9,9 @@ type Hook = Arc<dyn Fn(&'static str) + Send + Sync>;
 
 /// Every point, in the order in which one write meets them.
 pub const POINTS: &[&str] = &[
+    // open, where the drive starts on the server's state or on nothing
+    "adopted-tree",
+    "adopted",
     // fsync
     "log-taken",
     "outbox-durable",
@@ -41,6 +44,16 @@ pub const POINTS: &[&str] = &[
     "retired",
 ];
 
+/// Every point of setting a branch aside and of dropping it, in that order; in between come those of the adoption.
+/// `aside-moving` comes once for each file that moves.
+pub const ASIDE: &[&str] = &[
+    "aside-marked",
+    "aside-moving",
+    "aside-moved",
+    "aside-done",
+    "branch-dropped",
+];
+
 /// What to do at a named point; nothing, outside tests.
 #[derive(Clone, Default)]
 pub struct CrashPoints(Option<Hook>);
@@ -53,7 +66,8 @@ impl CrashPoints {
 
     /// The world has reached `name`.
     pub(super) fn reached(&self, name: &'static str) {
-        debug_assert!(POINTS.contains(&name), "{name} is in the list");
+        let known = POINTS.contains(&name) || ASIDE.contains(&name);
+        debug_assert!(known, "{name} is in a list");
         if let Some(hook) = &self.0 {
             hook(name);
         }

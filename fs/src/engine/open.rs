@@ -24,6 +24,7 @@ use super::chain::{Chain, ChainError, root_of};
 use super::checkpoint::Checkpoint;
 use super::commit::Pending;
 use super::config::EngineConfig;
+use super::crash::CrashPoints;
 use crate::clock;
 use crate::journal::{Purpose, Twin, TwinError};
 use crate::limits::{CALL_DEADLINE, JOIN_PATIENCE_LEAST};
@@ -120,11 +121,13 @@ impl Records {
 
     /// Makes a start on the server's state durable: tree and place in the chain by one record. Never the place first:
     /// beside it, this machine's old tree would look like work of its own on top of the other's, and be committed.
-    fn adopt(&mut self, start: &Start) -> Result<(), EngineError> {
+    fn adopt(&mut self, start: &Start, crash: &CrashPoints) -> Result<(), EngineError> {
         let pins = pins_bytes(&start.author, &start.pins);
         self.checkpoint
             .write(&start.checkpoint.encode_adopted(&pins))?;
+        crash.reached("adopted-tree");
         self.pins.write(&pins)?;
+        crash.reached("adopted");
         Ok(())
     }
 }
@@ -153,7 +156,7 @@ pub(super) fn start(
     };
     let Some(chain) = chain else {
         if records.found_checkpoint.is_none() {
-            records.adopt(&start)?;
+            records.adopt(&start, &config.crash)?;
         }
         return Ok(Opening::Start(Box::new(start)));
     };
@@ -177,7 +180,7 @@ pub(super) fn start(
                     author,
                     distrust: None,
                 };
-                records.adopt(&start)?;
+                records.adopt(&start, &config.crash)?;
             }
         }
         return Ok(Opening::Start(Box::new(start)));
@@ -209,7 +212,7 @@ pub(super) fn start(
         Ok(None) if chain.pins().seq() == 0 => {}
         Ok(None) => return Err(ChainError::from(HistoryError::Rollback).into()),
     }
-    records.adopt(&start)?;
+    records.adopt(&start, &config.crash)?;
     Ok(Opening::Start(Box::new(start)))
 }
 

@@ -125,7 +125,7 @@ impl Running {
         // Copies may not use what is there for draining.
         let dir: Arc<dyn Medium> = Arc::new(Reserved::new(Arc::clone(&disk), &reserve, &[CACHE]));
         let lock = lock_dir(&*dir)?;
-        branch::finish(&config.dir)?;
+        branch::finish(&*dir, &config.crash)?;
         let starting = io("starting the network threads");
         let runtime = network("net", 2, 0).map_err(&starting)?;
         // What is sent waits for what is asked for, and for everything else on this machine.
@@ -156,7 +156,7 @@ impl Running {
                 && let (Some(chain), Some(diverged)) =
                     (&mut chain, hole::last_commit(&local.records))
             {
-                let aside = branch::set_aside(local, &config, chain, diverged)?;
+                let aside = branch::set_aside(local, &*dir, &config, chain, diverged)?;
                 events.push(EventKind::OutboxDamage, aside.to_string());
                 local = open()?;
                 continue;
@@ -168,7 +168,7 @@ impl Running {
                 Opening::Start(start) => break (*start, torn),
                 Opening::Diverged(diverged) => {
                     let Some(chain) = &mut chain else { continue };
-                    let aside = branch::set_aside(local, &config, chain, diverged)?;
+                    let aside = branch::set_aside(local, &*dir, &config, chain, diverged)?;
                     events.push(EventKind::SetAside, aside.to_string());
                     local = open()?;
                 }

@@ -82,6 +82,10 @@ impl Medium for Directory {
         std::fs::remove_file(self.path.join(name))
     }
 
+    fn remove_directory(&self, name: &str) -> io::Result<()> {
+        std::fs::remove_dir_all(self.path.join(name))
+    }
+
     fn sync_dir(&self) -> io::Result<()> {
         self.handle.sync_all()
     }
@@ -220,6 +224,32 @@ mod tests {
         file.write_at(b"!", 6).unwrap();
         assert_eq!(two.read("y").unwrap(), b"newer\0!");
         assert!(two.open_or_create("z").unwrap().is_empty().unwrap());
+    }
+
+    #[test]
+    fn directories_move_with_all_in_them_and_go_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let medium = Directory::open(dir.path()).unwrap();
+        let (one, two) = (
+            medium.directory("one").unwrap(),
+            medium.directory("two").unwrap(),
+        );
+        one.directory("in")
+            .unwrap()
+            .replace("x", b"content")
+            .unwrap();
+        medium.rename("one", "two/moved").unwrap();
+        assert_eq!(medium.list().unwrap(), ["two"]);
+        let inside = two.directory("moved").unwrap().directory("in").unwrap();
+        assert_eq!(inside.read("x").unwrap(), b"content");
+        assert!(medium.directory("three").unwrap().create("y").is_ok());
+        assert!(
+            medium.rename("two", "three").is_err(),
+            "a name that is in use"
+        );
+        medium.remove_directory("two").unwrap();
+        assert_eq!(medium.list().unwrap(), ["three"]);
+        assert!(medium.remove_directory("two").is_err());
     }
 
     #[test]

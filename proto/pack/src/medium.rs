@@ -21,10 +21,15 @@ pub trait Medium: Send + Sync + 'static {
     /// Names of all files and directories, in any order.
     fn list(&self) -> io::Result<Vec<String>>;
     /// Gives a file another name; an existing file of that name is replaced. Either name may be `directory/name`: the
-    /// file moves in one step, and is never in both or in neither.
+    /// file moves in one step, and is never in both or in neither. A directory moves with all in it, to a name that is
+    /// not in use.
     fn rename(&self, from: &str, to: &str) -> io::Result<()>;
     /// Removes a file.
     fn remove(&self, name: &str) -> io::Result<()>;
+    /// Removes a directory and all in it; a power cut on the way may leave any part. Refused where there are none.
+    fn remove_directory(&self, _name: &str) -> io::Result<()> {
+        Err(ErrorKind::Unsupported.into())
+    }
     /// Makes creations, renames and removals durable.
     fn sync_dir(&self) -> io::Result<()>;
     /// Bytes that can still be written here.

@@ -10,7 +10,8 @@
 //!   (zeros at the end). A cut (`truncate`) that does not survive takes later writes beyond it along: their blocks were
 //!   new ones. Truncations survive in order.
 //! - Names: creations, renames and removals are one ordered log, as both journals are; a power cut keeps a prefix of
-//!   it. A rename is one step, also between directories.
+//!   it. A rename is one step, also between directories, and also of a directory with all in it. What is durable in a
+//!   directory whose own new name is not stands under its old one; without a durable name it is gone.
 //! - `sync_dir` makes durable what was done in that directory, and nothing else; `sync` of a file no name at all. Both
 //!   file systems commit their whole log then: this is stricter, so that nothing here relies on it.
 //! - A failed `sync` says so once: some pieces reached the disk, the others are clean and lost although reads still
@@ -35,7 +36,7 @@ mod cut;
 mod medium;
 
 pub use self::cut::Survivors;
-use self::cut::{Dirty, NameStep};
+use self::cut::{Change, Dirty, NameStep, Names};
 use self::medium::Dir;
 
 /// Bytes of a block: the unit of space.
@@ -150,12 +151,11 @@ struct State {
     config: Config,
     numbers: Numbers,
     inodes: Vec<Inode>,
-    /// Path → inode, as programs see it.
-    names: BTreeMap<String, usize>,
-    dirs: BTreeSet<String>,
+    /// As programs see it.
+    names: Names,
     /// The same as far as it is durable, but for `steps`.
-    durable_names: BTreeMap<String, usize>,
-    durable_dirs: BTreeSet<String>,
+    durable: Names,
+    next_dir: usize,
     steps: Vec<NameStep>,
     used: u64,
     next_handle: u64,
@@ -184,10 +184,9 @@ impl Disk {
             config,
             numbers,
             inodes: Vec::new(),
-            names: BTreeMap::new(),
-            dirs: BTreeSet::from([String::new()]),
-            durable_names: BTreeMap::new(),
-            durable_dirs: BTreeSet::from([String::new()]),
+            names: Names::root(),
+            durable: Names::root(),
+            next_dir: 1,
             steps: Vec::new(),
             used: 0,
             next_handle: 0,
@@ -221,7 +220,7 @@ impl Disk {
         look: impl FnOnce(&[String]) -> T,
     ) -> (Self, T) {
         let mut state = self.lock();
-        let paths: Vec<String> = state.names.keys().cloned().collect();
+        let paths: Vec<String> = state.names.files.keys().cloned().collect();
         (state.power_cut(survivors), look(&paths))
     }
 
@@ -276,10 +275,10 @@ impl Disk {
     pub fn content(&self) -> [u8; 32] {
         let state = self.lock();
         let mut hasher = blake3::Hasher::new();
-        for dir in &state.dirs {
+        for dir in state.names.dirs.keys() {
             hasher.update(dir.as_bytes()).update(&[0]);
         }
-        for (path, inode) in &state.names {
+        for (path, inode) in &state.names.files {
             let content = &state.inodes[*inode].live;
             hasher.update(path.as_bytes()).update(&[1]);
             hasher.update(&(content.len() as u64).to_le_bytes());
@@ -290,7 +289,7 @@ impl Disk {
 
     /// Paths of all files, as programs see them.
     pub fn paths(&self) -> Vec<String> {
-        self.lock().names.keys().cloned().collect()
+        self.lock().names.files.keys().cloned().collect()
     }
 }
 
@@ -343,11 +342,14 @@ impl State {
     }
 
     fn find(&self, path: &str) -> io::Result<usize> {
-        let found = self.names.get(path).copied();
+        let found = self.names.files.get(path).copied();
         found.ok_or_else(|| ErrorKind::NotFound.into())
     }
 
-    fn step(&mut self, step: NameStep) {
+    /// A change of names: seen at once, durable later.
+    fn step(&mut self, change: Change) {
+        let step = NameStep::new(change, &self.names);
+        step.change.apply(&mut self.names);
         self.steps.push(step);
     }
 
@@ -450,14 +452,18 @@ impl State {
         self.used -= beyond.len() as u64 * BLOCK;
     }
 
-    fn sync_dir(&mut self, dir: &str) {
+    fn sync_dir(&mut self, path: &str) {
+        // One that was moved or removed meanwhile is not there under this path.
+        let Some(dir) = self.names.dirs.get(path).copied() else {
+            return;
+        };
         for step in self.steps.iter_mut().filter(|step| step.touches(dir)) {
             step.durable = true;
         }
         // Steps before which nothing is open any more are facts.
         while self.steps.first().is_some_and(|step| step.durable) {
             let step = self.steps.remove(0);
-            step.apply(&mut self.durable_names, &mut self.durable_dirs);
+            step.change.apply(&mut self.durable);
         }
     }
 }

@@ -21,6 +21,12 @@ pub(super) struct Ledger {
     states: Vec<State>,
     /// All up to here must be found again on this machine.
     safe: usize,
+    /// All up to here is on the server.
+    committed: usize,
+    /// The other machine has not been seen to have that.
+    unseen: bool,
+    /// What the server had that this machine's work stands on: as adopted, and as the other machine found it.
+    bases: Vec<Tree>,
     /// Requests made in all.
     pub(super) requests: u64,
     /// Answered fsyncs and commits that were checked by a recovery.
@@ -33,6 +39,9 @@ impl Default for Ledger {
         Self {
             states: vec![State::default()],
             safe: 0,
+            committed: 0,
+            unseen: false,
+            bases: vec![Tree::new()],
             requests: 0,
             promises: 0,
             unchecked: 0,
@@ -71,6 +80,14 @@ impl Ledger {
         self.unchecked += 1;
     }
 
+    /// A sync with the server that began at `mark` was answered.
+    pub(super) fn commit(&mut self, mark: usize) {
+        self.promise(mark);
+        self.committed = self.committed.max(mark);
+        // Without a change there is nothing to commit.
+        self.unseen |= !self.bases.contains(&self.states[mark].tree);
+    }
+
     /// Judges what was recovered, and goes on from there. Returns which prefix it is.
     pub(super) fn recovered(&mut self, found: &Tree) -> Result<usize, String> {
         let mut ends = (self.safe..self.states.len()).rev();
@@ -81,19 +98,72 @@ impl Ledger {
             tree: found.clone(),
             open: None,
         }];
-        self.safe = 0;
+        (self.safe, self.committed) = (0, 0);
         self.promises += std::mem::take(&mut self.unchecked);
         Ok(end)
     }
 
-    fn complaint(&self, found: &Tree) -> String {
-        let list = |tree: &Tree| -> Vec<String> {
-            let one = |(name, content): (&String, &Arc<Vec<u8>>)| {
-                let hash = blake3::hash(content).to_hex();
-                format!("{name}: {} bytes {}", content.len(), &hash.as_str()[..8])
+    /// The same where another machine writes the drive, too: `theirs` is its ledger, `aside` what was newly set aside,
+    /// and `fair` that the server was reached. Returns what must be in the branch.
+    pub(super) fn recovered_beside(
+        &mut self,
+        theirs: &mut Self,
+        found: &Tree,
+        aside: bool,
+        fair: bool,
+    ) -> Result<Option<Claim>, String> {
+        let own = (self.safe..self.states.len()).rev();
+        let own = own.into_iter().find(|n| self.states[*n].allows(found));
+        let like = |n: &usize| theirs.states[*n].allows(found);
+        let newest = (theirs.committed..theirs.states.len()).any(|n| like(&n));
+        let taken = newest || (!fair && (0..theirs.committed).any(|n| like(&n)));
+        if taken {
+            theirs.bases.push(found.clone());
+            theirs.unseen &= !newest;
+        }
+        if let (Some(end), false) = (own, aside) {
+            if fair && theirs.unseen {
+                return Err("what the other machine has committed is not here".to_owned());
+            }
+            if taken {
+                // Nothing was done there, or the same.
+                self.bases.push(found.clone());
+            }
+            self.states.truncate(end + 1);
+            self.states[end] = State {
+                tree: found.clone(),
+                open: None,
             };
-            tree.iter().map(one).collect()
-        };
+            self.safe = end;
+            self.promises += std::mem::take(&mut self.unchecked);
+            return Ok(None);
+        }
+        let back = self.bases.contains(found) || self.states.iter().any(|s| s.allows(found));
+        if !taken && (!aside || !back || (fair && theirs.unseen)) {
+            return Err(self.complaint(found));
+        }
+        if !aside && !self.bases.iter().any(|base| self.may_be(base)) {
+            return Err("what was fsynced and not committed is neither here nor set aside".into());
+        }
+        let claim = aside.then(|| Claim {
+            states: self.states[self.safe..].to_vec(),
+            bases: self.bases.clone(),
+        });
+        self.states = vec![State {
+            tree: found.clone(),
+            open: None,
+        }];
+        self.bases = vec![found.clone()];
+        (self.safe, self.committed, self.unseen) = (0, 0, false);
+        self.promises += std::mem::take(&mut self.unchecked);
+        Ok(claim)
+    }
+
+    fn may_be(&self, found: &Tree) -> bool {
+        self.states[self.safe..].iter().any(|s| s.allows(found))
+    }
+
+    fn complaint(&self, found: &Tree) -> String {
         let early = (0..self.safe).rev();
         let lost = early.into_iter().find(|n| self.states[*n].allows(found));
         format!(
@@ -102,9 +172,9 @@ impl Ledger {
             self.safe,
             self.mark(),
             lost.map_or("no prefix at all".into(), |n| format!("only the first {n}")),
-            list(found),
-            list(&self.states[self.safe].tree),
-            list(self.tree()),
+            outline(found),
+            outline(&self.states[self.safe].tree),
+            outline(self.tree()),
         )
     }
 }
@@ -127,6 +197,54 @@ impl State {
 /// Whether `found` is `whole` with ranges missing.
 fn lacks_only(whole: &[u8], found: &[u8]) -> bool {
     found.len() <= whole.len() && found.iter().zip(whole).all(|(f, w)| f == w || *f == 0)
+}
+
+/// What a machine had done when another took the drive over.
+pub(super) struct Claim {
+    /// The branch is one of these.
+    states: Vec<State>,
+    /// What it stands on.
+    bases: Vec<Tree>,
+}
+
+impl Claim {
+    /// Whether what was exported of a branch is all that it holds beside one of its bases.
+    pub(super) fn is_met(&self, exported: &Tree) -> bool {
+        let pairs = self
+            .states
+            .iter()
+            .flat_map(|s| self.bases.iter().map(move |b| (s, b)));
+        pairs
+            .into_iter()
+            .any(|(state, base)| state.is_exported(base, exported))
+    }
+
+    /// For a complaint.
+    pub(super) fn files(&self) -> Vec<String> {
+        let last = self.states.last();
+        last.map_or(Vec::new(), |state| outline(&state.tree))
+    }
+}
+
+impl State {
+    fn is_exported(&self, base: &Tree, exported: &Tree) -> bool {
+        let fits = |(name, ours): (&String, &Arc<Vec<u8>>)| {
+            let theirs = exported.get(name).or_else(|| base.get(name));
+            theirs.is_some_and(|theirs| {
+                ours == theirs || (self.open.as_ref() == Some(name) && lacks_only(ours, theirs))
+            })
+        };
+        self.tree.iter().all(fits) && exported.keys().all(|name| self.tree.contains_key(name))
+    }
+}
+
+/// Names, lengths and hashes.
+pub(super) fn outline(tree: &Tree) -> Vec<String> {
+    let one = |(name, content): (&String, &Arc<Vec<u8>>)| {
+        let hash = blake3::hash(content).to_hex();
+        format!("{name}: {} bytes {}", content.len(), &hash.as_str()[..8])
+    };
+    tree.iter().map(one).collect()
 }
 
 #[cfg(test)]

@@ -21,4 +21,6 @@ pub mod network;
 #[cfg(feature = "simulation")]
 mod rack;
 #[cfg(feature = "simulation")]
+mod rivals;
+#[cfg(feature = "simulation")]
 pub mod world;

@@ -24,11 +24,12 @@ use super::ledger::Ledger;
 use super::line::Line;
 use super::network::{Counts, Endpoint, Ends, Network, Weather};
 use super::rack::{Fuse, Rack};
+use super::rivals::Rivals;
 
 /// Client lives in a world.
-const LIVES: u64 = 3;
+pub(super) const LIVES: u64 = 3;
 /// What a client has at most before its power fails, if it fails.
-const CLIENT_FUSE: Fuse = Fuse {
+pub(super) const CLIENT_FUSE: Fuse = Fuse {
     turns: 1500,
     operations: 160,
 };
@@ -38,9 +39,11 @@ const SERVER_FUSE: Fuse = Fuse {
     operations: 120,
 };
 /// The machine that writes.
-const CLIENT: &str = "client";
+pub(super) const CLIENT: &str = "client";
 /// The machine that stores.
-const SERVER: &str = "server";
+pub(super) const SERVER: &str = "server";
+/// In one of so many worlds two machines write the drive.
+const RIVALRY: u64 = 3;
 /// Names in use.
 const NAMES: u64 = 6;
 /// Held for the server's index, bytes: little, so that it is used up.
@@ -71,6 +74,10 @@ pub struct Report {
     pub promises: u64,
     /// Recoveries judged.
     pub recoveries: u64,
+    /// Lives that ended because another machine had taken over.
+    pub fenced: u64,
+    /// Branches that were set aside, and found whole at the end.
+    pub branches: u64,
 }
 
 impl Report {
@@ -88,12 +95,17 @@ impl Report {
         self.requests += other.requests;
         self.promises += other.promises;
         self.recoveries += other.recoveries;
+        self.fenced += other.fenced;
+        self.branches += other.branches;
     }
 }
 
 /// Runs the world of a seed.
 pub fn run(seed: u64) -> Outcome<Report> {
-    World::run(seed, |world| Scene::new(world).play())
+    World::run(seed, move |world| match seed % RIVALRY {
+        0 => Rivals::new(world).play(),
+        _ => Scene::new(world, &[CLIENT, SERVER]).play(),
+    })
 }
 
 /// The line that shows a failed seed again.
@@ -102,28 +114,33 @@ pub fn reproduce(seed: u64) -> String {
 }
 
 #[derive(Clone)]
-struct Scene {
-    world: World,
-    rack: Arc<Rack>,
+pub(super) struct Scene {
+    /// The machine that writes, and its device.
+    pub(super) name: &'static str,
+    pub(super) device: u8,
+    pub(super) world: World,
+    pub(super) rack: Arc<Rack>,
     household: Household,
     network: Arc<Network>,
-    ledger: Arc<Mutex<Ledger>>,
-    report: Arc<Mutex<Report>>,
+    pub(super) ledger: Arc<Mutex<Ledger>>,
+    pub(super) report: Arc<Mutex<Report>>,
     server: Arc<Mutex<Option<Machine>>>,
     /// The server is not to come back.
     over: Arc<AtomicBool>,
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Scene {
-    fn new(world: &World) -> Self {
+    pub(super) fn new(world: &World, machines: &[&'static str]) -> Self {
         let weather = Weather::draw(world);
         Self {
+            name: CLIENT,
+            device: 1,
             world: world.clone(),
-            rack: Rack::new(world, &[CLIENT, SERVER]),
+            rack: Rack::new(world, machines),
             household: Household::found(),
             network: Network::new(world, weather),
             ledger: Arc::default(),
@@ -134,18 +151,30 @@ impl Scene {
     }
 
     fn play(&self) -> Report {
-        let mine = self.clone();
-        let keeper = thread::spawn("keeper", move || mine.keep_server()).unwrap();
-        for _ in 0..LIVES {
-            self.live();
-        }
+        self.with_server(|| {
+            for _ in 0..LIVES {
+                self.live(|scene, disk| scene.work(disk));
+            }
+            self.calm();
+            self.finish();
+            self.read_elsewhere();
+        })
+    }
+
+    /// Well disks and fair weather from now on.
+    pub(super) fn calm(&self) {
         self.rack.calm();
         if let Some(server) = &*lock(&self.server) {
             server.spare();
         }
         self.network.set_weather(Weather::FAIR);
-        self.finish();
-        self.read_elsewhere();
+    }
+
+    /// Plays with a server, and sums up.
+    pub(super) fn with_server(&self, play: impl FnOnce()) -> Report {
+        let mine = self.clone();
+        let keeper = thread::spawn("keeper", move || mine.keep_server()).unwrap();
+        play();
         self.over.store(true, Ordering::SeqCst);
         let server = lock(&self.server).take();
         server.inspect(Machine::kill);
@@ -154,8 +183,8 @@ impl Scene {
         let ledger = lock(&self.ledger);
         report.network = self.network.counts();
         report.disks = self.rack.close();
-        report.requests = ledger.requests;
-        report.promises = ledger.promises;
+        report.requests += ledger.requests;
+        report.promises += ledger.promises;
         report
     }
 
@@ -211,16 +240,16 @@ impl Scene {
     }
 
     /// What is refused is refused by a machine whose disk is ill, or which has no power any more.
-    fn excused(&self, name: &str, why: &dyn std::fmt::Display) {
+    pub(super) fn excused(&self, name: &str, why: &dyn std::fmt::Display) {
         self.world.note("refused", name.as_bytes());
         let dead = Machine::current().is_some_and(|machine| machine.is_dead());
         assert!(dead || self.rack.is_ill(name), "{name}: {why}");
-        if !dead && name == CLIENT {
+        if !dead && name != SERVER {
             lock(&self.report).refusals += 1;
         }
     }
 
-    fn config(&self, disk: &Disk, n: u8) -> EngineConfig {
+    pub(super) fn config(&self, disk: &Disk, n: u8) -> EngineConfig {
         let household = &self.household;
         let mut config = household.config(disk, n);
         config.remote = Some(Arc::new(Line(Arc::new(Ends {
@@ -235,17 +264,17 @@ impl Scene {
 
     /// One life of the client. Unless it ends by a power cut, the next one finds what the kernel still has in memory;
     /// or the power fails in between.
-    fn live(&self) {
-        let (machine, disk) = self.rack.machine(CLIENT, Some(CLIENT_FUSE));
+    pub(super) fn live(&self, work: impl FnOnce(&Self, &Disk) + Send + 'static) {
+        let (machine, disk) = self.rack.machine(self.name, Some(CLIENT_FUSE));
         let scene = self.clone();
-        let work = machine.spawn("work", move || scene.work(&disk)).unwrap();
+        let work = machine.spawn("work", move || work(&scene, &disk)).unwrap();
         let ended = work.join();
         let crashed = machine.is_dead();
         assert!(ended.is_ok() || crashed, "the workload broke off");
         machine.wait_dead();
         lock(&self.report).client_crashes += u64::from(crashed);
         if !crashed && self.world.below(3) == 0 {
-            self.rack.cut(CLIENT);
+            self.rack.cut(self.name);
             lock(&self.report).idle_cuts += 1;
         }
     }
@@ -287,7 +316,7 @@ impl Scene {
     }
 
     /// One thing a program does. An error: it was refused, and so was the last request in the ledger.
-    fn step(&self, mounted: &Mounted) -> Answer<()> {
+    pub(super) fn step(&self, mounted: &Mounted) -> Answer<()> {
         let below = |bound| self.world.below(bound);
         let name = format!("f{}", below(NAMES));
         let stands = lock(&self.ledger).tree().get(&name).cloned();
@@ -325,7 +354,7 @@ impl Scene {
                 let mark = lock(&self.ledger).mark();
                 let deadline = time::now() + Duration::from_secs(below(200));
                 if mounted.0.sync_server(deadline, |_| true).is_ok() {
-                    lock(&self.ledger).promise(mark);
+                    lock(&self.ledger).commit(mark);
                 }
             }
             (90..94, _) => self.rack.change_space(),

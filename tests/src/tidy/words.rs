@@ -28,9 +28,8 @@ const DURABLE: &[&str] = &[
     "proto/pack/src/reader.rs",
     "proto/pack/src/scan.rs",
 ];
-/// Moves whole directories, which `Medium` does not, and writes files out for people: the simulated disk does not stand
-/// under it.
-const BRANCHES: &[&str] = &["fs/src/engine/branch/"];
+/// Writes files out for people: the simulated disk does not stand under those.
+const EXPORT: &[&str] = &["fs/src/engine/branch/export.rs"];
 /// The system's clock and entropy are asked in the runtime crate alone, and that by the clock.rs of either side.
 const SYSTEM: &[&str] = &[
     "proto/runtime/src/time.rs",
@@ -148,13 +147,13 @@ const DOORS: &[Door] = &[
     Door {
         word: "std::fs",
         within: DURABLE,
-        allowed: BRANCHES,
+        allowed: EXPORT,
         why: "what is durable goes through `sealdrive_pack::Medium`, so that a simulated disk can stand under it",
     },
     Door {
         word: "rustix::fs",
         within: DURABLE,
-        allowed: BRANCHES,
+        allowed: EXPORT,
         why: "what is durable goes through `sealdrive_pack::Medium`, so that a simulated disk can stand under it",
     },
     Door {

@@ -11,6 +11,7 @@
 #[path = "../../../fs/tests/engine_support/mod.rs"]
 mod engine_support;
 
+mod aside;
 mod client_store;
 mod cost;
 mod rig;
@@ -40,6 +41,8 @@ use Must::{BeCommitted, HoldWhatIsBeingSynced};
 /// nothing has left the outbox while the server has no commit; all of it still reaches the server, and a new machine
 /// reads it there.
 const TABLE: &[(&str, &[Must])] = &[
+    ("adopted-tree", &[]),
+    ("adopted", &[]),
     ("log-taken", &[]),
     ("outbox-durable", &[]),
     ("journal-written", &[]),

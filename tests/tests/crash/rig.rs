@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use sealdrive::drive::{Answer, Handle, NewNode, PlanPiece, RenameRule};
-use sealdrive::engine::{CrashPoints, EngineError};
+use sealdrive::engine::{CrashPoints, EngineConfig, EngineError};
 use sealdrive_core::record::FileKind;
 use sealdrive_tests::sim::disk::Disk;
 
@@ -62,12 +62,23 @@ pub fn mount(
     device: u8,
     points: Option<CrashPoints>,
 ) -> Result<Machine, EngineError> {
+    let mut config = config_on(world, disk, server, device);
+    config.crash = points.unwrap_or_default();
+    world.try_mount(config)
+}
+
+/// What a machine on a disk is opened with.
+pub fn config_on(
+    world: &World,
+    disk: &Disk,
+    server: Option<&Arc<MemoryServer>>,
+    device: u8,
+) -> EngineConfig {
     let mut config = world.config("nowhere", device);
     config.medium = Some(disk.root());
     config.remote = server.map(|server| server.connect(crate::engine_support::device(device)));
     config.commit_interval = Duration::from_millis(100);
-    config.crash = points.unwrap_or_default();
-    world.try_mount(config)
+    config
 }
 
 /// Everything on the drive, or what could not be read.

@@ -4,20 +4,18 @@
 //! open that finds one finishes it before it looks at anything else. At every moment each file of the branch is in one
 //! of the two places. Called by the engine's open.
 
-use std::fs::{DirBuilder, File};
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
-use std::path::Path;
 use std::sync::Arc;
 
-use sealdrive_pack::Directory;
+use sealdrive_pack::Medium;
 use sealdrive_proto::id::DeviceId;
 
-use super::{Cause, Conflict, DIR, DROPPED, MOVING, Reader, broken, signed};
+use super::{Cause, Conflict, DIR, DROPPED, MOVING, Reader, base, broken, has, signed};
 use crate::clock;
 use crate::engine::EngineError;
 use crate::engine::chain::{Chain, root_of};
 use crate::engine::config::EngineConfig;
+use crate::engine::crash::CrashPoints;
 use crate::engine::fence::name_of;
 use crate::engine::local::Local;
 use crate::engine::open::pins_bytes;
@@ -35,6 +33,9 @@ const MOVED: [&str; 6] = [
 /// The index moves too when it may still know the moved packs; both places then rebuild theirs.
 const INDEX: &str = "state.redb";
 
+/// Suffix of one whose record is not durable yet: nothing has moved there.
+const MAKING: &str = "making";
+
 /// The server's chain does not lead on from what this machine has, or only the chain can still be read.
 #[derive(Debug, Clone, Copy)]
 pub(in crate::engine) struct Diverged {
@@ -46,9 +47,10 @@ pub(in crate::engine) struct Diverged {
     pub(in crate::engine) cause: Cause,
 }
 
-/// Sets aside what `local` holds. It is closed afterwards: open it anew.
+/// Sets aside what `local` holds, out of `dir`. It is closed afterwards: open it anew.
 pub(in crate::engine) fn set_aside(
     mut local: Local,
+    dir: &dyn Medium,
     config: &EngineConfig,
     chain: &mut Chain,
     diverged: Diverged,
@@ -82,15 +84,15 @@ pub(in crate::engine) fn set_aside(
         cause: diverged.cause,
     };
     conflict.set_base(root_of(chain.pins()));
-    let base = config.dir.join(DIR);
-    mark(&base, config, &mut conflict).map_err(|error| match error {
+    mark(dir, config, &mut conflict).map_err(|error| match error {
         Mark::Io(error) => broken("setting a branch aside")(error),
         Mark::Record(error) => error.into(),
     })?;
+    config.crash.reached("aside-marked");
     local.store.disown_outbox()?;
     // Nothing may hold the files when they move.
     drop((reader, local));
-    carry(&config.dir, &conflict.id, false).map_err(broken("setting a branch aside"))?;
+    carry(dir, &conflict.id, false, &config.crash).map_err(broken("setting a branch aside"))?;
     Ok(conflict)
 }
 
@@ -106,27 +108,25 @@ impl From<io::Error> for Mark {
 }
 
 /// Makes the directory, with its record, durable under its moving name.
-fn mark(base: &Path, config: &EngineConfig, conflict: &mut Conflict) -> Result<(), Mark> {
-    DirBuilder::new().recursive(true).mode(0o700).create(base)?;
+fn mark(dir: &dyn Medium, config: &EngineConfig, conflict: &mut Conflict) -> Result<(), Mark> {
+    let base = dir.directory(DIR)?;
+    let there = base.list()?;
     let mut secs = conflict.at_ms / 1000;
-    while base.join(id_of(secs)).exists() {
+    while has(&there, &id_of(secs)) {
         secs += 1;
     }
     conflict.id = id_of(secs);
-    let making = base.join(format!("{}.making", conflict.id));
-    match std::fs::remove_dir_all(&making) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
-        _ => {}
+    let making = format!("{}.{MAKING}", conflict.id);
+    if has(&there, &making) {
+        base.remove_directory(&making)?;
     }
-    DirBuilder::new().mode(0o700).create(&making)?;
-    let keys = Arc::clone(&config.local);
-    let within = Arc::new(Directory::open(&making)?);
+    let (keys, within) = (Arc::clone(&config.local), base.directory(&making)?);
     let mut record = Twin::fresh(within, config.drive, Purpose::Conflict, keys);
     let text = serde_json::to_vec(&*conflict).map_err(io::Error::other)?;
     record.write(&text).map_err(Mark::Record)?;
-    std::fs::rename(&making, base.join(format!("{}.{MOVING}", conflict.id)))?;
-    File::open(base)?.sync_all()?;
-    Ok(File::open(&config.dir)?.sync_all()?)
+    base.rename(&making, &format!("{}.{MOVING}", conflict.id))?;
+    base.sync_dir()?;
+    Ok(dir.sync_dir()?)
 }
 
 /// `20261124T221405Z`: sorts by time, and is easily typed.
@@ -137,38 +137,39 @@ fn id_of(secs: u64) -> String {
 }
 
 /// Moves the files and takes the mark off.
-fn carry(dir: &Path, id: &str, with_index: bool) -> io::Result<()> {
-    let base = dir.join(DIR);
-    let target = base.join(format!("{id}.{MOVING}"));
+fn carry(dir: &dyn Medium, id: &str, with_index: bool, crash: &CrashPoints) -> io::Result<()> {
+    let (base, moving) = (dir.directory(DIR)?, format!("{id}.{MOVING}"));
+    let target = base.directory(&moving)?;
+    let (here, there) = (dir.list()?, target.list()?);
     for name in MOVED.into_iter().chain(with_index.then_some(INDEX)) {
         // Not over what a former attempt has moved.
-        if dir.join(name).exists() && !target.join(name).exists() {
-            std::fs::rename(dir.join(name), target.join(name))?;
+        if has(&here, name) && !has(&there, name) {
+            dir.rename(name, &format!("{DIR}/{moving}/{name}"))?;
+            crash.reached("aside-moving");
         }
     }
-    File::open(&target)?.sync_all()?;
-    File::open(dir)?.sync_all()?;
-    std::fs::rename(&target, base.join(id))?;
-    File::open(&base)?.sync_all()
+    target.sync_dir()?;
+    dir.sync_dir()?;
+    crash.reached("aside-moved");
+    base.rename(&moving, id)?;
+    base.sync_dir()?;
+    crash.reached("aside-done");
+    Ok(())
 }
 
 /// Finishes what was interrupted: a branch on its way out of the drive's directory, or a dropped one being deleted.
-pub(in crate::engine) fn finish(dir: &Path) -> Result<(), EngineError> {
+pub(in crate::engine) fn finish(dir: &dyn Medium, crash: &CrashPoints) -> Result<(), EngineError> {
     let failed = broken("setting a branch aside");
-    let entries = match std::fs::read_dir(dir.join(DIR)) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        entries => entries.map_err(&failed)?,
+    let Some(base) = base(Some(dir)).map_err(&failed)? else {
+        return Ok(());
     };
-    for entry in entries {
-        let entry = entry.map_err(&failed)?;
-        let name = entry.file_name().into_string().unwrap_or_default();
-        match name.rsplit_once('.') {
-            Some((id, MOVING)) => carry(dir, id, true).map_err(&failed)?,
-            Some((_, DROPPED | "making")) => {
-                std::fs::remove_dir_all(entry.path()).map_err(&failed)?;
-            }
-            _ => {}
-        }
+    for name in base.list().map_err(&failed)? {
+        let finished = match name.rsplit_once('.') {
+            Some((id, MOVING)) => carry(dir, id, true, crash),
+            Some((_, DROPPED | MAKING)) => base.remove_directory(&name),
+            _ => Ok(()),
+        };
+        finished.map_err(&failed)?;
     }
     Ok(())
 }
@@ -195,7 +196,8 @@ mod tests {
         std::fs::write(dir.path().join("pins.0"), "pins").unwrap();
         let making = dir.path().join("conflicts/20261124T221406Z.making");
         std::fs::create_dir_all(&making).unwrap();
-        finish(dir.path()).unwrap();
+        let medium = sealdrive_pack::Directory::open(dir.path()).unwrap();
+        finish(&medium, &CrashPoints::default()).unwrap();
         let there = dir.path().join("conflicts/20261124T221405Z");
         for (name, content) in [
             ("journal/a", "moved before"),

@@ -9,19 +9,17 @@ mod export;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::fs::File;
 use std::io;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::fs::{FlockOperation, flock};
 use sealdrive_core::diff::diff_past;
 use sealdrive_core::record::{Dentry, FileKind, Ino, KeyRef, ROOT, ino_of};
 use sealdrive_core::reference::Reference;
 use sealdrive_core::tree::{Nodes, Root, TreeError};
 use sealdrive_core::view::ReadError;
-use sealdrive_pack::{Directory, Medium};
+use sealdrive_pack::{Directory, Medium, MediumFile};
 use sealdrive_runtime::task::{self, Runtime};
 use serde::{Deserialize, Serialize};
 
@@ -143,50 +141,78 @@ impl Conflict {
     }
 }
 
-/// A branch's directory, as everything durable sees it.
-fn medium(dir: &Path) -> Result<Arc<dyn Medium>, EngineError> {
-    let opened = Directory::open(dir).map_err(broken("opening what was set aside"))?;
-    Ok(Arc::new(opened))
-}
-
 fn broken(what: &'static str) -> impl Fn(io::Error) -> EngineError {
     move |error| EngineError::Io(what, error)
 }
 
 /// How many branches lie below a drive's state directory.
 pub fn count(dir: &Path) -> u64 {
-    names(dir).map_or(0, |names| names.len() as u64)
+    let base = opened(dir).and_then(|dir| base(dir.as_deref()));
+    let names = base.and_then(|base| names(base.as_deref()));
+    names.map_or(0, |names| names.len() as u64)
 }
 
-fn names(dir: &Path) -> io::Result<Vec<String>> {
-    let entries = match std::fs::read_dir(dir.join(DIR)) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        entries => entries?,
-    };
-    let mut names = Vec::new();
-    for entry in entries {
-        // Those with a suffix are on their way in or out.
-        let name = entry?.file_name().into_string().unwrap_or_default();
-        if !name.is_empty() && !name.contains('.') {
-            names.push(name);
-        }
+/// A drive's state directory; none if it is not there.
+fn opened(dir: &Path) -> io::Result<Option<Arc<dyn Medium>>> {
+    match Directory::open(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        opened => Ok(Some(Arc::new(opened?))),
     }
+}
+
+/// Where branches lie; none if none was ever set aside.
+fn base(state: Option<&dyn Medium>) -> io::Result<Option<Arc<dyn Medium>>> {
+    match state {
+        Some(state) if has(&state.list()?, DIR) => state.directory(DIR).map(Some),
+        _ => Ok(None),
+    }
+}
+
+fn base_of(config: &EngineConfig) -> io::Result<Option<Arc<dyn Medium>>> {
+    match &config.medium {
+        Some(medium) => base(Some(&**medium)),
+        None => base(opened(&config.dir)?.as_deref()),
+    }
+}
+
+fn has(names: &[String], name: &str) -> bool {
+    names.iter().any(|one| one == name)
+}
+
+/// Those with a suffix are on their way in or out.
+fn names(base: Option<&dyn Medium>) -> io::Result<Vec<String>> {
+    let all = base.map_or(Ok(Vec::new()), Medium::list)?;
+    let mut names: Vec<String> = all.into_iter().filter(|name| !name.contains('.')).collect();
     names.sort();
     Ok(names)
 }
 
 /// The branches of one drive, oldest first.
 pub fn list(config: &EngineConfig) -> Result<Vec<Conflict>, EngineError> {
+    let listing = broken("listing what was set aside");
+    let Some(base) = base_of(config).map_err(&listing)? else {
+        return Ok(Vec::new());
+    };
     let mut found = Vec::new();
-    for name in names(&config.dir).map_err(broken("listing what was set aside"))? {
-        found.push(read(config, &name)?);
+    for name in names(Some(&*base)).map_err(&listing)? {
+        found.push(read(config, base.directory(&name).map_err(&listing)?)?);
     }
     Ok(found)
 }
 
-fn read(config: &EngineConfig, id: &str) -> Result<Conflict, EngineError> {
-    let (dir, local) = (config.dir.join(DIR).join(id), Arc::clone(&config.local));
-    let (_, record) = Twin::open(medium(&dir)?, config.drive, Purpose::Conflict, local)?;
+/// Where branches lie, and the one of that id.
+fn find(config: &EngineConfig, id: &str) -> io::Result<(Arc<dyn Medium>, Arc<dyn Medium>)> {
+    let base = base_of(config)?.ok_or(io::ErrorKind::NotFound)?;
+    if !has(&names(Some(&*base))?, id) {
+        return Err(io::ErrorKind::NotFound.into());
+    }
+    let branch = base.directory(id)?;
+    Ok((base, branch))
+}
+
+fn read(config: &EngineConfig, branch: Arc<dyn Medium>) -> Result<Conflict, EngineError> {
+    let local = Arc::clone(&config.local);
+    let (_, record) = Twin::open(branch, config.drive, Purpose::Conflict, local)?;
     let damaged = crate::journal::TwinError::Damaged("conflict");
     let record = record.and_then(|bytes| serde_json::from_slice(&bytes).ok());
     Ok(record.ok_or(damaged)?)
@@ -194,25 +220,24 @@ fn read(config: &EngineConfig, id: &str) -> Result<Conflict, EngineError> {
 
 /// Deletes a branch for ever. The caller has asked whoever it belongs to.
 pub fn drop_branch(config: &EngineConfig, id: &str) -> Result<(), EngineError> {
-    let dir = config.dir.join(DIR);
-    let _lock = lock(&dir.join(id))?;
-    let gone = dir.join(format!("{id}.{DROPPED}"));
-    let dropped = std::fs::rename(dir.join(id), &gone).and_then(|()| File::open(&dir)?.sync_all());
+    let (base, branch) = find(config, id).map_err(broken("opening what was set aside"))?;
+    let _lock = lock(&*branch)?;
+    let gone = format!("{id}.{DROPPED}");
+    let dropped = base.rename(id, &gone).and_then(|()| base.sync_dir());
     dropped.map_err(broken("dropping what was set aside"))?;
-    std::fs::remove_dir_all(&gone).map_err(broken("deleting what was set aside"))
+    config.crash.reached("branch-dropped");
+    base.remove_directory(&gone)
+        .map_err(broken("deleting what was set aside"))
 }
 
-fn lock(dir: &Path) -> Result<File, EngineError> {
-    let file = File::options()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(dir.join("lock"))
-        .map_err(broken("opening what was set aside"))?;
-    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(file),
-        Err(rustix::io::Errno::WOULDBLOCK) => Err(EngineError::BranchBusy),
-        Err(error) => Err(broken("locking what was set aside")(error.into())),
+fn lock(branch: &dyn Medium) -> Result<Arc<dyn MediumFile>, EngineError> {
+    let file = branch.open_or_create("lock");
+    let file = file.map_err(broken("opening what was set aside"))?;
+    let locked = file.try_lock();
+    if locked.map_err(broken("locking what was set aside"))? {
+        Ok(file)
+    } else {
+        Err(EngineError::BranchBusy)
     }
 }
 
@@ -414,21 +439,21 @@ pub struct Branch {
     events: Arc<Events>,
     // Held as long as it is read.
     _local: Local,
-    _lock: File,
+    _lock: Arc<dyn MediumFile>,
     _runtime: Runtime,
 }
 
 impl Branch {
     /// Opens one by its id. What it shares with the drive's history is fetched from the server when it is needed.
     pub fn open(config: &EngineConfig, id: &str) -> Result<Self, EngineError> {
-        let dir = config.dir.join(DIR).join(id);
-        let lock = lock(&dir)?;
-        let conflict = read(config, id)?;
+        let (_, branch) = find(config, id).map_err(broken("opening what was set aside"))?;
+        let lock = lock(&*branch)?;
+        let conflict = read(config, Arc::clone(&branch))?;
         let runtime = task::runtime(1, "branch").map_err(broken("starting the network thread"))?;
         let remote = config.remote.as_ref();
         let fetcher = remote.map(|remote| Fetcher::start(runtime.handle(), Arc::clone(remote)));
         let events = Arc::<Events>::default();
-        let mut local = Local::open(&medium(&dir)?, &Owner::of(config), fetcher, &events)?;
+        let mut local = Local::open(&branch, &Owner::of(config), fetcher, &events)?;
         Ok(Self {
             reader: Reader::new(&mut local, conflict.base()),
             conflict,

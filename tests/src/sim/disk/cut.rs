@@ -75,75 +75,143 @@ impl Dirty {
     }
 }
 
+/// Where everything stands.
+#[derive(Clone)]
+pub(super) struct Names {
+    /// Path → inode.
+    pub(super) files: BTreeMap<String, usize>,
+    /// Path → which directory: it stays the same when it moves.
+    pub(super) dirs: BTreeMap<String, usize>,
+}
+
+impl Names {
+    /// An empty root, directory 0.
+    pub(super) fn root() -> Self {
+        Self {
+            files: BTreeMap::new(),
+            dirs: BTreeMap::from([(String::new(), 0)]),
+        }
+    }
+
+    /// What has no way from the root is gone.
+    fn reachable(mut self) -> Self {
+        let mut dirs = BTreeMap::new();
+        // Those above come first.
+        for (path, id) in std::mem::take(&mut self.dirs) {
+            if path.is_empty() || dirs.contains_key(parent(&path)) {
+                dirs.insert(path, id);
+            }
+        }
+        self.files.retain(|path, _| dirs.contains_key(parent(path)));
+        Self { dirs, ..self }
+    }
+}
+
+/// A change of names.
+#[derive(Clone)]
+pub(super) enum Change {
+    Link(String, usize),
+    Unlink(String),
+    /// Of a file, or of a directory with all in it.
+    Rename(String, String),
+    Directory(String, usize),
+    /// A directory is removed.
+    Gone(String),
+}
+
 /// One step of the log of names.
 #[derive(Clone)]
 pub(super) struct NameStep {
-    change: Change,
+    pub(super) change: Change,
+    /// The directories it was made in.
+    within: [usize; 2],
+    /// A rename that moves a directory.
+    of_directory: bool,
     pub(super) durable: bool,
-}
-
-#[derive(Clone)]
-enum Change {
-    Link(String, usize),
-    Unlink(String),
-    Rename(String, String, usize),
-    Directory(String),
 }
 
 fn parent(path: &str) -> &str {
     path.rsplit_once('/').map_or("", |(parent, _)| parent)
 }
 
+/// Whether a path lies below a directory.
+pub(super) fn inside(path: &str, dir: &str) -> bool {
+    path.strip_prefix(dir)
+        .is_some_and(|rest| rest.starts_with('/'))
+}
+
+/// The path after a directory, or a file, got another name.
+fn moved(path: &str, from: &str, to: &str) -> Option<String> {
+    let rest = path.strip_prefix(from)?;
+    (rest.is_empty() || rest.starts_with('/')).then(|| format!("{to}{rest}"))
+}
+
+fn move_all(map: &mut BTreeMap<String, usize>, from: &str, to: &str) {
+    let moving = map.range(from.to_owned()..).map(|(path, _)| path);
+    let moving: Vec<String> = moving
+        .take_while(|path| path.starts_with(from))
+        .cloned()
+        .collect();
+    for path in moving {
+        if let Some(target) = moved(&path, from, to)
+            && let Some(id) = map.remove(&path)
+        {
+            map.insert(target, id);
+        }
+    }
+}
+
+impl Change {
+    pub(super) fn apply(&self, names: &mut Names) {
+        match self {
+            Self::Link(path, inode) => drop(names.files.insert(path.clone(), *inode)),
+            Self::Unlink(path) => drop(names.files.remove(path)),
+            Self::Rename(from, to) => {
+                move_all(&mut names.files, from, to);
+                move_all(&mut names.dirs, from, to);
+            }
+            Self::Directory(path, id) => drop(names.dirs.insert(path.clone(), *id)),
+            Self::Gone(path) => drop(names.dirs.remove(path)),
+        }
+    }
+
+    /// The same where a rename did not survive.
+    fn without(&self, from: &str, to: &str) -> Self {
+        let back = |path: &String| moved(path, to, from).unwrap_or_else(|| path.clone());
+        match self {
+            Self::Link(path, inode) => Self::Link(back(path), *inode),
+            Self::Unlink(path) => Self::Unlink(back(path)),
+            Self::Rename(from, to) => Self::Rename(back(from), back(to)),
+            Self::Directory(path, id) => Self::Directory(back(path), *id),
+            Self::Gone(path) => Self::Gone(back(path)),
+        }
+    }
+}
+
 impl NameStep {
-    fn new(change: Change) -> Self {
+    /// A change about to be made to `names`.
+    pub(super) fn new(change: Change, names: &Names) -> Self {
+        let id = |path: &str| names.dirs.get(parent(path)).copied().unwrap_or(usize::MAX);
+        let within = match &change {
+            Change::Link(path, _)
+            | Change::Unlink(path)
+            | Change::Directory(path, _)
+            | Change::Gone(path) => [id(path); 2],
+            Change::Rename(from, to) => [id(from), id(to)],
+        };
+        let of_directory =
+            matches!(&change, Change::Rename(from, _) if names.dirs.contains_key(from));
         Self {
             change,
+            within,
+            of_directory,
             durable: false,
         }
     }
 
-    pub(super) fn link(path: String, inode: usize) -> Self {
-        Self::new(Change::Link(path, inode))
-    }
-
-    pub(super) fn unlink(path: String) -> Self {
-        Self::new(Change::Unlink(path))
-    }
-
-    pub(super) fn rename(from: String, to: String, inode: usize) -> Self {
-        Self::new(Change::Rename(from, to, inode))
-    }
-
-    pub(super) fn directory(path: String) -> Self {
-        Self::new(Change::Directory(path))
-    }
-
     /// Whether a sync of that directory makes it durable.
-    pub(super) fn touches(&self, dir: &str) -> bool {
-        match &self.change {
-            Change::Link(path, _) | Change::Unlink(path) | Change::Directory(path) => {
-                parent(path) == dir
-            }
-            Change::Rename(from, to, _) => parent(from) == dir || parent(to) == dir,
-        }
-    }
-
-    pub(super) fn apply(&self, names: &mut BTreeMap<String, usize>, dirs: &mut BTreeSet<String>) {
-        match &self.change {
-            Change::Link(path, inode) => {
-                names.insert(path.clone(), *inode);
-            }
-            Change::Unlink(path) => {
-                names.remove(path);
-            }
-            Change::Rename(from, to, inode) => {
-                names.remove(from);
-                names.insert(to.clone(), *inode);
-            }
-            Change::Directory(path) => {
-                dirs.insert(path.clone());
-            }
-        }
+    pub(super) fn touches(&self, dir: usize) -> bool {
+        self.within.contains(&dir)
     }
 }
 
@@ -155,14 +223,11 @@ impl State {
             Survivors::Some(seed) => seeded(seed),
             _ => seeded(0),
         };
-        let (names, dirs) = self.names_left(survivors, &mut numbers);
+        let names = self.names_left(survivors, &mut numbers);
         let disk = Disk::new(Config { ..self.config }, seeded(numbers()));
         {
             let mut left = disk.lock();
-            for (path, inode) in names {
-                if !dirs.contains(parent(&path)) {
-                    continue;
-                }
+            for (path, inode) in names.files {
                 let content = self.content_left(inode, survivors, &mut numbers);
                 let blocks: BTreeSet<u64> = (0..(content.len() as u64).div_ceil(BLOCK)).collect();
                 left.used += blocks.len() as u64 * BLOCK;
@@ -174,21 +239,17 @@ impl State {
                     named: true,
                     ..Inode::default()
                 });
-                left.names.insert(path.clone(), number);
+                left.names.files.insert(path, number);
             }
-            left.durable_names = left.names.clone();
-            left.durable_dirs = dirs.clone();
-            left.dirs = dirs;
+            left.names.dirs = names.dirs;
+            left.durable = left.names.clone();
+            left.next_dir = self.next_dir;
         }
         disk
     }
 
-    fn names_left(
-        &mut self,
-        survivors: Survivors,
-        numbers: &mut Numbers,
-    ) -> (BTreeMap<String, usize>, BTreeSet<String>) {
-        let (mut names, mut dirs) = (self.durable_names.clone(), self.durable_dirs.clone());
+    fn names_left(&mut self, survivors: Survivors, numbers: &mut Numbers) -> Names {
+        let mut names = self.durable.clone();
         let open = self.steps.len();
         let kept = match survivors {
             Survivors::Nothing => 0,
@@ -196,15 +257,24 @@ impl State {
             Survivors::Some(_) => (numbers() % (open as u64 + 1)) as usize,
         };
         let mut lost = 0;
+        // Directories that keep their old names.
+        let mut stayed: Vec<(&str, &str)> = Vec::new();
         for (n, step) in self.steps.iter().enumerate() {
             if step.durable || n < kept {
-                step.apply(&mut names, &mut dirs);
+                let known = stayed.iter().rev();
+                let change = known.fold(step.change.clone(), |c, (from, to)| c.without(from, to));
+                change.apply(&mut names);
             } else {
                 lost += 1;
+                if let Change::Rename(from, to) = &step.change
+                    && step.of_directory
+                {
+                    stayed.push((from, to));
+                }
             }
         }
         *self.counters.entry("name step lost").or_default() += lost;
-        (names, dirs)
+        names.reachable()
     }
 
     fn content_left(

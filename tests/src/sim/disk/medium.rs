@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use sealdrive_pack::{Medium, MediumFile};
 
-use super::cut::NameStep;
+use super::cut::{Change, inside};
 use super::{BLOCK, Disk, Inode, Op, State, Trouble};
 
 impl State {
@@ -44,7 +44,7 @@ impl Medium for Dir {
     fn create(&self, name: &str) -> io::Result<Arc<dyn MediumFile>> {
         let (path, mut state) = (self.at(name), self.disk.lock());
         state.begin(Op::Create, &path, &[], &[])?;
-        if state.names.contains_key(&path) {
+        if state.names.files.contains_key(&path) || state.names.dirs.contains_key(&path) {
             return Err(ErrorKind::AlreadyExists.into());
         }
         if state.used + BLOCK > state.config.capacity {
@@ -56,8 +56,7 @@ impl Medium for Dir {
             named: true,
             ..Inode::default()
         });
-        state.names.insert(path.clone(), inode);
-        state.step(NameStep::link(path, inode));
+        state.step(Change::Link(path, inode));
         Ok(state.handle(&self.disk, inode))
     }
 
@@ -73,8 +72,10 @@ impl Medium for Dir {
         if state.halted {
             return Err(io::Error::other("the machine has no power"));
         }
-        if state.dirs.insert(path.clone()) {
-            state.step(NameStep::directory(path.clone()));
+        if !state.names.dirs.contains_key(&path) {
+            let id = state.next_dir;
+            state.next_dir += 1;
+            state.step(Change::Directory(path.clone(), id));
         }
         Ok(Arc::new(Self {
             disk: self.disk.clone(),
@@ -87,7 +88,7 @@ impl Medium for Dir {
         if state.halted {
             return Err(io::Error::other("the machine has no power"));
         }
-        let all = state.names.keys().chain(&state.dirs);
+        let all = state.names.files.keys().chain(state.names.dirs.keys());
         let inside = all.filter_map(|path| path.strip_prefix(&here));
         Ok(inside
             .filter(|name| !name.contains('/'))
@@ -98,12 +99,18 @@ impl Medium for Dir {
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
         let (from, to, mut state) = (self.at(from), self.at(to), self.disk.lock());
         state.begin(Op::Rename, &format!("{from} {to}"), &[], &[])?;
-        let inode = state.find(&from)?;
-        state.names.remove(&from);
-        if let Some(old) = state.names.insert(to.clone(), inode) {
+        if state.names.dirs.contains_key(&from) {
+            if state.names.dirs.contains_key(&to) || state.names.files.contains_key(&to) {
+                return Err(ErrorKind::DirectoryNotEmpty.into());
+            }
+        } else {
+            state.find(&from)?;
+        }
+        let old = state.names.files.get(&to).copied().filter(|_| from != to);
+        state.step(Change::Rename(from, to));
+        if let Some(old) = old {
             state.unname(old);
         }
-        state.step(NameStep::rename(from, to, inode));
         Ok(())
     }
 
@@ -111,9 +118,34 @@ impl Medium for Dir {
         let (path, mut state) = (self.at(name), self.disk.lock());
         state.begin(Op::Remove, &path, &[], &[])?;
         let inode = state.find(&path)?;
-        state.names.remove(&path);
+        state.step(Change::Unlink(path));
         state.unname(inode);
-        state.step(NameStep::unlink(path));
+        Ok(())
+    }
+
+    fn remove_directory(&self, name: &str) -> io::Result<()> {
+        let (path, mut state) = (self.at(name), self.disk.lock());
+        state.begin(Op::Remove, &path, &[], &[])?;
+        if !state.names.dirs.contains_key(&path) {
+            return Err(ErrorKind::NotFound.into());
+        }
+        let files = state.names.files.iter();
+        let files: Vec<(String, usize)> = files
+            .filter(|(file, _)| inside(file, &path))
+            .map(|(file, inode)| (file.clone(), *inode))
+            .collect();
+        for (file, inode) in files {
+            state.step(Change::Unlink(file));
+            state.unname(inode);
+        }
+        let dirs = state.names.dirs.keys().rev();
+        let dirs: Vec<String> = dirs
+            .filter(|dir| **dir == path || inside(dir, &path))
+            .cloned()
+            .collect();
+        for dir in dirs {
+            state.step(Change::Gone(dir));
+        }
         Ok(())
     }
 

@@ -136,6 +136,62 @@ fn names_need_their_directory_and_go_in_order() {
 }
 
 #[test]
+fn directories_move_and_what_is_durable_in_them_stands_where_they_stand() {
+    let disk = disk(1);
+    let root = disk.root();
+    let make = |name: &str| root.directory(name).unwrap();
+    let (one, two) = (make("one"), make("two"));
+    root.sync_dir().unwrap();
+    one.directory("in").unwrap().create("deep").unwrap();
+    one.directory("in").unwrap().sync_dir().unwrap();
+    one.create("a").unwrap();
+    one.sync_dir().unwrap();
+    one.create("lost").unwrap();
+    assert!(root.rename("one", "two").is_err(), "a name that is in use");
+    root.rename("one", "two/moved").unwrap();
+    let moved = two.directory("moved").unwrap();
+    moved.create("later").unwrap();
+    let left = |survivors| disk.power_cut(survivors).paths();
+    let at = |dir: &str, names: &[&str]| -> Vec<String> {
+        names.iter().map(|name| format!("{dir}/{name}")).collect()
+    };
+    assert_eq!(left(Survivors::Nothing), at("/one", &["a", "in/deep"]));
+    let all = ["a", "in/deep", "later", "lost"];
+    assert_eq!(left(Survivors::Everything), at("/two/moved", &all));
+    // Under its new path it is the same directory: what was made before it moved is durable, too.
+    moved.sync_dir().unwrap();
+    assert_eq!(left(Survivors::Nothing), at("/one", &all));
+    // The directory that now has the old path is another one.
+    let another = make("one");
+    another.create("new").unwrap();
+    two.sync_dir().unwrap();
+    assert_eq!(left(Survivors::Nothing), at("/two/moved", &all));
+    root.remove_directory("two").unwrap();
+    assert_eq!(disk.paths(), ["/one/new"]);
+    let mut seen = BTreeSet::new();
+    for seed in 0..100 {
+        seen.insert(left(Survivors::Some(seed)).len());
+    }
+    assert_eq!(seen, (1..=5).collect(), "it goes in any number of steps");
+    root.sync_dir().unwrap();
+    assert_eq!(left(Survivors::Nothing), [""; 0]);
+}
+
+#[test]
+fn a_directory_without_a_durable_name_is_lost_with_all_in_it() {
+    let disk = disk(1);
+    let outer = disk.root().directory("outer").unwrap();
+    let inner = outer.directory("inner").unwrap();
+    inner.create("file").unwrap();
+    inner.sync_dir().unwrap();
+    outer.sync_dir().unwrap();
+    assert_eq!(disk.power_cut(Survivors::Nothing).paths(), [""; 0]);
+    disk.root().sync_dir().unwrap();
+    let left = disk.power_cut(Survivors::Nothing);
+    assert_eq!(left.paths(), ["/outer/inner/file"]);
+}
+
+#[test]
 fn a_failed_sync_loses_what_reads_still_show() {
     for seed in 0..50 {
         let disk = Disk::new(Config::default(), seeded(seed));
