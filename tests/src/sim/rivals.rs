@@ -27,12 +27,15 @@ const STEPS: u64 = 25;
 /// Longest pause between two lives of one machine, seconds: a lease runs out in it, or not.
 const PAUSE: u64 = 90;
 
+/// What must be in which branch, by its id.
+type Claims = BTreeMap<String, Vec<Claim>>;
+
 /// Both machines.
 #[derive(Clone)]
 pub(super) struct Rivals {
     seats: [Scene; 2],
     /// What must be in the branches of each, by their ids.
-    claims: Arc<[Mutex<BTreeMap<String, Vec<Claim>>>; 2]>,
+    claims: Arc<[Mutex<Claims>; 2]>,
 }
 
 impl Rivals {
