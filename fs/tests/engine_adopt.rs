@@ -62,6 +62,10 @@ impl Medium for Watched {
         self.inner.remove(name)
     }
 
+    fn remove_directory(&self, name: &str) -> io::Result<()> {
+        self.inner.remove_directory(name)
+    }
+
     fn sync_dir(&self) -> io::Result<()> {
         self.step("synced");
         self.inner.sync_dir()

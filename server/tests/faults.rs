@@ -90,13 +90,11 @@ impl Medium for Disk {
         Ok(())
     }
     fn remove(&self, name: &str) -> io::Result<()> {
-        self.0
-            .lock()
-            .unwrap()
-            .names
-            .remove(name)
-            .map(drop)
-            .ok_or(io::ErrorKind::NotFound.into())
+        let gone = self.0.lock().unwrap().names.remove(name);
+        gone.map(drop).ok_or(io::ErrorKind::NotFound.into())
+    }
+    fn remove_directory(&self, _name: &str) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
     }
     fn sync_dir(&self) -> io::Result<()> {
         let mut state = self.0.lock().unwrap();
@@ -156,6 +154,7 @@ impl MediumFile for File {
     fn try_lock(&self) -> io::Result<bool> {
         Ok(true)
     }
+    fn write_behind(&self, _from: u64, _len: u64) {}
     fn truncate(&self, len: u64) -> io::Result<()> {
         self.0.lock().unwrap().seen.truncate(len as usize);
         Ok(())

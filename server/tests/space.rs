@@ -76,6 +76,9 @@ impl Medium for Moody {
     fn remove(&self, name: &str) -> io::Result<()> {
         self.0.remove(name)
     }
+    fn remove_directory(&self, name: &str) -> io::Result<()> {
+        self.0.remove_directory(name)
+    }
     fn sync_dir(&self) -> io::Result<()> {
         self.0.sync_dir()
     }
@@ -121,6 +124,9 @@ impl MediumFile for MoodyFile {
     }
     fn try_lock(&self) -> io::Result<bool> {
         self.0.try_lock()
+    }
+    fn write_behind(&self, from: u64, len: u64) {
+        self.0.write_behind(from, len)
     }
 }
 

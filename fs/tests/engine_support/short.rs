@@ -150,6 +150,20 @@ impl Medium for ShortDir {
         self.forget(name);
         Ok(())
     }
+    fn remove_directory(&self, name: &str) -> io::Result<()> {
+        self.inner.remove_directory(name)?;
+        let below = format!("{}/", self.at(name));
+        let gone: Vec<_> = {
+            let files = &mut self.disk.lock().files;
+            files
+                .extract_if(|path, _| path.starts_with(&below))
+                .collect()
+        };
+        for (_, blocks) in gone {
+            self.disk.cut(&blocks, 0);
+        }
+        Ok(())
+    }
     fn sync_dir(&self) -> io::Result<()> {
         self.inner.sync_dir()
     }
@@ -195,6 +209,9 @@ impl MediumFile for ShortFile {
     }
     fn try_lock(&self) -> io::Result<bool> {
         self.inner.try_lock()
+    }
+    fn write_behind(&self, from: u64, len: u64) {
+        self.inner.write_behind(from, len)
     }
     fn drop_cache(&self) -> io::Result<()> {
         self.inner.drop_cache()

@@ -26,10 +26,8 @@ pub trait Medium: Send + Sync + 'static {
     fn rename(&self, from: &str, to: &str) -> io::Result<()>;
     /// Removes a file.
     fn remove(&self, name: &str) -> io::Result<()>;
-    /// Removes a directory and all in it; a power cut on the way may leave any part. Refused where there are none.
-    fn remove_directory(&self, _name: &str) -> io::Result<()> {
-        Err(ErrorKind::Unsupported.into())
-    }
+    /// Removes a directory and all in it; a power cut on the way may leave any part.
+    fn remove_directory(&self, name: &str) -> io::Result<()>;
     /// Makes creations, renames and removals durable.
     fn sync_dir(&self) -> io::Result<()>;
     /// Bytes that can still be written here.
@@ -104,7 +102,7 @@ pub trait MediumFile: Send + Sync {
     fn try_lock(&self) -> io::Result<bool>;
     /// The bytes `from .. from + len` will be asked to be durable soon: the disk may begin with them. A hint, nothing
     /// waits.
-    fn write_behind(&self, _from: u64, _len: u64) {}
+    fn write_behind(&self, from: u64, len: u64);
     /// Makes later reads come from the disk itself, as far as that can be had: pages whose write failed look clean.
     fn drop_cache(&self) -> io::Result<()> {
         Ok(())

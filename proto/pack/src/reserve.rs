@@ -184,6 +184,10 @@ impl Medium for Reserved {
         self.inner.remove(name)
     }
 
+    fn remove_directory(&self, name: &str) -> io::Result<()> {
+        self.inner.remove_directory(name)
+    }
+
     fn sync_dir(&self) -> io::Result<()> {
         self.inner.sync_dir()
     }
@@ -231,6 +235,10 @@ impl MediumFile for ReservedFile {
 
     fn try_lock(&self) -> io::Result<bool> {
         self.inner.try_lock()
+    }
+
+    fn write_behind(&self, from: u64, len: u64) {
+        self.inner.write_behind(from, len)
     }
 
     fn drop_cache(&self) -> io::Result<()> {

@@ -356,6 +356,9 @@ impl MediumFile for Troubled {
     fn try_lock(&self) -> io::Result<bool> {
         self.0.try_lock()
     }
+    fn write_behind(&self, from: u64, len: u64) {
+        self.0.write_behind(from, len)
+    }
     fn truncate(&self, len: u64) -> io::Result<()> {
         self.0.truncate(len)
     }
@@ -388,6 +391,9 @@ impl Medium for TroubledDir {
     fn remove(&self, name: &str) -> io::Result<()> {
         self.2.lock().unwrap().push(name.into());
         self.0.remove(name)
+    }
+    fn remove_directory(&self, name: &str) -> io::Result<()> {
+        self.0.remove_directory(name)
     }
     fn sync_dir(&self) -> io::Result<()> {
         self.0.sync_dir()

@@ -235,6 +235,8 @@ impl MediumFile for Handle {
         state.allocate(self.inode, len)
     }
 
+    fn write_behind(&self, _from: u64, _len: u64) {}
+
     fn len(&self) -> io::Result<u64> {
         Ok(self.disk.lock().inodes[self.inode].live.len() as u64)
     }
