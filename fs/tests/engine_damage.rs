@@ -211,6 +211,9 @@ fn what_only_the_journal_names_is_missed_too() {
     assert!(named.contains(&casualties[0].ino));
 }
 
+/// Files whose names and attributes take a dozen leaves.
+const MANY: u64 = 300;
+
 /// Story: a node of the tree rotted in the outbox while the checkpoint that took it over was being made. The upload
 /// found it, looked at the newest finished checkpoint, which did not exist yet, and stepped over it; then the new one
 /// was committed: a restore point that names a node which nobody has.
@@ -219,7 +222,7 @@ fn a_node_that_rots_while_a_checkpoint_is_made_is_in_no_restore_point() {
     let world = World::new();
     let one = world.mount("one", 1);
     one.mkdir("/many");
-    for n in 0..150u64 {
+    for n in 0..MANY {
         one.write(&format!("/many/f{n:03}"), &noise(n, 1500));
     }
     one.sync();
@@ -228,7 +231,7 @@ fn a_node_that_rots_while_a_checkpoint_is_made_is_in_no_restore_point() {
     one.sync();
     world.server.faults.offline.store(true, Ordering::SeqCst);
     // Nodes all over the tree change, and wait in the outbox.
-    for n in (0..150u64).step_by(3) {
+    for n in (0..MANY).step_by(3) {
         one.write(&format!("/many/f{n:03}"), &noise(1000 + n, 1500));
     }
     assert!(one.engine.sync_server(soon(3), |_| true).is_err());
@@ -314,7 +317,7 @@ fn rots_under_a_checkpoint(
     other
         .op(|d| d.readdir(names, 0, |_| true))
         .unwrap_or_else(|e| panic!("object {number} of {name}: {e:?}"));
-    for n in 0..150u64 {
+    for n in 0..MANY {
         let attr = other.op(|d| d.lookup(handle, format!("f{n:03}").as_bytes()));
         let attr = attr.unwrap_or_else(|e| panic!("object {number}, file {n}: {e:?}"));
         other.op(|d| d.read_plan(attr.ino, 0, u64::MAX)).unwrap();
