@@ -4,7 +4,7 @@
 
 /// Longest chunk of plaintext, bytes. Bounds the memory of every buffer in the pipeline.
 pub const MAX_CHUNK: usize = 1 << 20;
-/// Length from which a chunk is cut more readily, bytes; the mean is about 370 KiB.
+/// Length from which a chunk is cut more readily, bytes; the mean is about 380 KiB.
 pub const AVG_CHUNK: usize = 256 << 10;
 /// Shortest content-cut chunk, bytes (the last of a stream may be shorter). So near the average because what is
 /// skipped need not be whitened, which is the dearest part of cutting: a third of a stream is.

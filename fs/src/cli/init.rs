@@ -41,7 +41,7 @@ pub(super) struct Init {
     /// How file content is compressed: a zstd level from 1 to 19, or 'off'.
     ///
     /// Fixed for the life of the drive, and honoured by every machine that mounts it. 1 is the fastest; a higher level
-    /// stores and sends less, and takes more processor time when something is written (hardly any when it is read).
+    /// stores and sends less, and takes more processor time when something is written.
     /// What does not get smaller is stored as it is at any level. 'off' spends no time on it and stores more; it also
     /// keeps the server from seeing, in the sizes of what it stores, how well content compresses. Names and attributes
     /// are compressed in any case.

@@ -2,7 +2,7 @@
 //!
 //! Invariant: byte `i` is `AES-128_k(LE64(d0) ‖ LE64(d1))[0]`, where `d0`, `d1` are Toeplitz digests of bytes `i-63
 //! ..= i`. Position independent, so eight stretches are computed side by side: the digest is one long dependency
-//! chain, and eight of them fill the processor. Called by the cutter.
+//! chain, and the processor works on several at once. Called by the cutter.
 
 use crate::secret::{Secret, keyed};
 use aes::Aes128;
