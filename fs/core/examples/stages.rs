@@ -9,7 +9,7 @@ use chacha20poly1305::XChaCha20Poly1305;
 use chacha20poly1305::aead::{AeadInOut, KeyInit};
 use sealdrive_core::chunk::{CutKeys, CutStream};
 use sealdrive_core::keys::{DomainKeys, DomainSecrets};
-use sealdrive_core::seal::{Compress, Sealer};
+use sealdrive_core::seal::{Compress, SEAL_TOGETHER, Sealer};
 use sealdrive_proto::id::{DomainId, Kind};
 use std::hint::black_box;
 use std::sync::Arc;
@@ -100,6 +100,15 @@ fn main() {
             stored as f64 / data.len() as f64
         );
     }
+    best("reference and seal, side by side", data.len(), || {
+        for chunks in chunks.chunks(SEAL_TOGETHER) {
+            let named = chunks
+                .iter()
+                .map(|chunk| (keys.reference(Kind::Data, chunk), *chunk));
+            let named: Vec<_> = named.collect();
+            black_box(sealer.seal_together(Kind::Data, &named, Compress::DEFAULT));
+        }
+    });
     let sealed: Vec<_> = chunks
         .iter()
         .map(|chunk| {

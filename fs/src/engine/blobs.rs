@@ -14,7 +14,7 @@ use sealdrive_core::keys::DomainKeys;
 use sealdrive_core::local::LocalKeys;
 use sealdrive_core::node::Node;
 use sealdrive_core::reference::Reference;
-use sealdrive_core::seal::{Compress, Sealer};
+use sealdrive_core::seal::{Compress, SealedObject, Sealer};
 use sealdrive_core::tree::{Missing, Nodes};
 use sealdrive_proto::id::{Cid, Kind, Sid};
 use sealdrive_runtime::channel::SyncSender;
@@ -124,28 +124,74 @@ impl Blobs {
         kind: Kind,
         plain: &[u8],
     ) -> Result<Reference, StoreError> {
+        let reference = self.name(kind, plain);
+        let sid = self.keys.sid(kind, &reference);
+        if self.store.known(&sid)?.is_none() {
+            let sealed = self.seal(sealer, kind, &reference, plain);
+            self.store
+                .put(sid, &self.note(&sid, kind, &reference), &sealed.bytes)?;
+        }
+        Ok(reference)
+    }
+
+    /// The same for several chunks of content, which are sealed side by side.
+    pub(super) fn put_together(
+        &self,
+        sealer: &mut Sealer,
+        plains: &[&[u8]],
+    ) -> Vec<Result<Reference, StoreError>> {
+        let kind = Kind::Data;
+        let named = plains.iter().map(|plain| self.name(kind, plain));
+        let named: Vec<Reference> = named.collect();
+        let known = named
+            .iter()
+            .map(|reference| self.store.known(&self.keys.sid(kind, reference)));
+        let mut known: Vec<_> = known.collect();
+        let new = |at: &usize| matches!(known[*at], Ok(None));
+        let new: Vec<usize> = (0..plains.len()).filter(new).collect();
+        let wanted: Vec<(Reference, &[u8])> =
+            new.iter().map(|at| (named[*at], plains[*at])).collect();
+        let sealed = sealer.seal_together(kind, &wanted, self.content);
+        for (at, sealed) in new.into_iter().zip(sealed) {
+            self.crash.reached("object-sealed");
+            let note = self.note(&sealed.sid, kind, &named[at]);
+            let put = self.store.put(sealed.sid, &note, &sealed.bytes);
+            known[at] = put.map(|()| None);
+        }
+        let done = named.into_iter().zip(known);
+        done.map(|(reference, known)| known.map(|_| reference))
+            .collect()
+    }
+
+    fn name(&self, kind: Kind, plain: &[u8]) -> Reference {
         let mut reference = self.keys.reference(kind, plain);
         reference.variant = lock(&self.variants)
             .get(&reference.cid)
             .copied()
             .unwrap_or(0);
-        let sid = self.keys.sid(kind, &reference);
-        if self.store.known(&sid)?.is_none() {
-            // The switch is for content: what a tree node compresses to tells nothing of that.
-            let compress = match kind {
-                Kind::Data => self.content,
-                _ => Compress::DEFAULT,
-            };
-            let sealed = sealer.seal(kind, &reference, plain, compress);
-            assert_eq!(
-                sealed.sid, sid,
-                "an object is stored under the id of its reference"
-            );
-            self.crash.reached("object-sealed");
-            self.store
-                .put(sid, &self.note(&sid, kind, &reference), &sealed.bytes)?;
-        }
-        Ok(reference)
+        reference
+    }
+
+    fn seal(
+        &self,
+        sealer: &mut Sealer,
+        kind: Kind,
+        reference: &Reference,
+        plain: &[u8],
+    ) -> SealedObject {
+        // The switch is for content: what a tree node compresses to tells nothing of that.
+        let compress = match kind {
+            Kind::Data => self.content,
+            _ => Compress::DEFAULT,
+        };
+        let sealed = sealer.seal(kind, reference, plain, compress);
+        assert_eq!(
+            sealed.sid,
+            self.keys.sid(kind, reference),
+            "an object is stored under the id of its reference"
+        );
+        self.crash.reached("object-sealed");
+        sealed
     }
 
     /// The plaintext of a chunk, if it is in memory.
@@ -285,17 +331,22 @@ impl Blobs {
     }
 
     /// The server holds something else under the id of `reference`: seals the content under the next variant, now and
-    /// from now on.
-    pub(super) fn reseal(&self, kind: Kind, reference: &Reference) -> Result<(), BlobError> {
-        let plain = self.read_local(kind, reference)?.ok_or(BlobError::Lost)?;
-        let variant = reference.variant.checked_add(1).ok_or(BlobError::Lost)?;
+    /// from now on. False if it cannot be read here any more. Where there is no space, the next attempt does the same.
+    pub(super) fn reseal(&self, kind: Kind, reference: &Reference) -> Result<bool, StoreError> {
+        let Ok(Some(plain)) = self.read_local(kind, reference) else {
+            return Ok(false);
+        };
+        let Some(variant) = reference.variant.checked_add(1) else {
+            return Ok(false);
+        };
         lock(&self.variants).insert(reference.cid, variant);
         self.with_sealer(|sealer| self.put(sealer, kind, &plain))?;
-        Ok(())
+        Ok(true)
     }
 
-    /// An object of the outbox is damaged: takes it out of the queue and, if its content is still in memory, seals it
-    /// again behind everything else. `node` finds a tree node in memory. True if it is whole again.
+    /// An object of the outbox is damaged: seals its content again, behind everything else, if it is still in memory,
+    /// and takes the damaged one out of the queue. `node` finds a tree node in memory. True if it is whole again. Where
+    /// there is no space it stays in the queue, so that nothing is committed without it.
     pub(super) fn heal(
         &self,
         sid: Sid,
@@ -303,19 +354,23 @@ impl Blobs {
         node: impl Fn(&Reference) -> Option<Bytes>,
     ) -> Result<bool, StoreError> {
         let origin = self.origin(&sid)?;
-        self.store.set_aside(sid, end);
-        let Some((kind, reference)) = origin else {
-            return Ok(false);
-        };
-        let plain = match kind {
-            Kind::Tree => node(&reference),
-            _ => self.decoded.get(&reference.cid),
-        };
-        let Some(plain) = plain else {
-            return Ok(false);
-        };
-        let again = self.with_sealer(|sealer| self.put(sealer, kind, &plain))?;
-        Ok(again.cid == reference.cid)
+        let found = origin.and_then(|(kind, reference)| {
+            let plain = match kind {
+                Kind::Tree => node(&reference),
+                _ => self.decoded.get(&reference.cid),
+            };
+            let again = |plain: &Bytes| self.name(kind, plain);
+            let plain = plain.filter(|plain| again(plain).cid == reference.cid)?;
+            Some((kind, again(&plain), plain))
+        });
+        if let Some((kind, reference, plain)) = &found {
+            let sid = self.keys.sid(*kind, reference);
+            let sealed = self.with_sealer(|sealer| self.seal(sealer, *kind, reference, plain));
+            let note = self.note(&sid, *kind, reference);
+            self.store.put_again(sid, &note, &sealed.bytes)?;
+        }
+        self.store.set_aside(sid, end)?;
+        Ok(found.is_some())
     }
 
     /// Readers that wait for the server give up at their next attempt.

@@ -77,7 +77,7 @@ fn judge(shared: &Shared, sid: Sid, stored: Option<Bytes>) -> Result<(), StoreEr
         EventKind::Poisoned,
         format!("object {}: sealed under the next variant", sid.to_hex()),
     );
-    if shared.blobs.reseal(kind, &reference).is_err() {
+    if !shared.blobs.reseal(kind, &reference)? {
         return Err(StoreError::Failed);
     }
     shared.progress.must_reach(shared.store.end());

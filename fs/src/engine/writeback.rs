@@ -12,6 +12,7 @@ use bytes::{Bytes, BytesMut};
 use sealdrive_core::chunk::{ChunkSizes, CutStream};
 use sealdrive_core::record::{Extent, Ino};
 use sealdrive_core::reference::Reference;
+use sealdrive_core::seal::SEAL_TOGETHER;
 use sealdrive_proto::id::Kind;
 use sealdrive_proto::limits::MAX_CHUNK;
 use sealdrive_runtime::channel::{Receiver, SyncSender, sync_channel};
@@ -81,6 +82,8 @@ impl Batch {
 pub(super) struct Workers {
     /// Empty after `stop`.
     tasks: Arc<Mutex<Option<SyncSender<Task>>>>,
+    /// Tasks that no worker has taken.
+    waiting: Arc<AtomicUsize>,
     outstanding: Arc<Outstanding>,
     shared: Arc<Shared>,
     sizes: ChunkSizes,
@@ -93,11 +96,20 @@ impl Workers {
         count: usize,
         sizes: ChunkSizes,
     ) -> std::io::Result<(Self, Vec<JoinHandle<()>>)> {
-        let (tasks, queue) =
-            sync_channel((SEAL_IN_FLIGHT / MAX_CHUNK).saturating_sub(count).max(1));
+        let (tasks, queue) = sync_channel(
+            (SEAL_IN_FLIGHT / MAX_CHUNK)
+                .saturating_sub(count * SEAL_TOGETHER)
+                .max(1),
+        );
         let queue = Arc::new(Mutex::new(queue));
+        let waiting = Arc::<AtomicUsize>::default();
         let threads = (0..count).map(|n| {
-            let (shared, queue) = (Arc::clone(shared), Arc::clone(&queue));
+            let shared = Arc::clone(shared);
+            let queue = Queue {
+                tasks: Arc::clone(&queue),
+                waiting: Arc::clone(&waiting),
+                workers: count,
+            };
             thread::spawn(&format!("seal-{n}"), move || {
                 priority::step_back(priority::SEALING);
                 work(&shared, &queue)
@@ -108,6 +120,7 @@ impl Workers {
         Ok((
             Self {
                 tasks,
+                waiting,
                 outstanding: Arc::default(),
                 shared: Arc::clone(shared),
                 sizes,
@@ -182,6 +195,7 @@ impl Workers {
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner)
                 .clone();
+            self.waiting.fetch_add(1, Ordering::AcqRel);
             if tasks.is_none_or(|tasks| tasks.send(task).is_err()) {
                 return;
             }
@@ -279,26 +293,57 @@ impl Drop for Ticket {
     }
 }
 
-fn work(shared: &Shared, queue: &Mutex<Receiver<Task>>) {
-    loop {
+/// The workers' end.
+struct Queue {
+    tasks: Arc<Mutex<Receiver<Task>>>,
+    waiting: Arc<AtomicUsize>,
+    workers: usize,
+}
+
+impl Queue {
+    /// Waits for a task; takes a worker's share of what waits then, as far as it is worth sealing together. None at the
+    /// end.
+    fn take(&self) -> Option<Vec<Task>> {
         // Held while waiting for a task: the other idle workers wait for the lock instead of the channel.
-        let task = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
-        let Ok(Task { job, index, plain }) = task else {
-            return;
-        };
-        let _done = Turn { shared, job: &job };
-        let put = shared
-            .blobs
-            .with_sealer(|sealer| shared.blobs.put(sealer, Kind::Data, &plain));
-        match put {
-            Ok(reference) => {
-                job.references
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner)[index] = Some(reference);
-                shared.crash.reached("outbox-written");
-                shared.uploading.appended.notify_one();
+        let tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut taken = vec![tasks.recv().ok()?];
+        let share = self.waiting.load(Ordering::Acquire).div_ceil(self.workers);
+        while taken.len() < share.min(SEAL_TOGETHER)
+            && let Ok(task) = tasks.try_recv()
+        {
+            taken.push(task);
+        }
+        self.waiting.fetch_sub(taken.len(), Ordering::AcqRel);
+        Some(taken)
+    }
+}
+
+fn work(shared: &Shared, queue: &Queue) {
+    while let Some(tasks) = queue.take() {
+        let turns = tasks.iter().map(|task| Turn {
+            shared,
+            job: &task.job,
+        });
+        let turns: Vec<Turn<'_>> = turns.collect();
+        let put = shared.blobs.with_sealer(|sealer| match &tasks[..] {
+            [task] => vec![shared.blobs.put(sealer, Kind::Data, &task.plain)],
+            tasks => {
+                let plains: Vec<&[u8]> = tasks.iter().map(|task| &task.plain[..]).collect();
+                shared.blobs.put_together(sealer, &plains)
             }
-            Err(e) => shared.trouble(&e),
+        });
+        for ((task, put), turn) in tasks.iter().zip(put).zip(turns) {
+            match put {
+                Ok(reference) => {
+                    let references = task.job.references.lock();
+                    references.unwrap_or_else(PoisonError::into_inner)[task.index] =
+                        Some(reference);
+                    shared.crash.reached("outbox-written");
+                    shared.uploading.appended.notify_one();
+                }
+                Err(e) => shared.trouble(&e),
+            }
+            drop(turn);
         }
     }
 }

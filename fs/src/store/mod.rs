@@ -287,10 +287,28 @@ impl Store {
         self.index.put(sid, Row::Gone);
     }
 
-    /// An object of the outbox is damaged: it is not waited for any more, and may be put again.
-    pub fn set_aside(&self, sid: Sid, end: Position) {
+    /// An object of the outbox is damaged: it is not waited for any more.
+    pub fn set_aside(&self, sid: Sid, end: Position) -> Result<(), StoreError> {
         self.outbox.set_aside(sid, end);
-        self.index.put(sid, Row::Gone);
+        let end_of =
+            |place: &Place| Position::new(place.pack, packfile::end_of(place.offset, place.len));
+        match self.index.get(&sid)? {
+            // It was put again.
+            Some(Row::Local(place)) if end_of(&place) != end => {}
+            _ => self.index.put(sid, Row::Gone),
+        }
+        Ok(())
+    }
+
+    /// Appends an object that is here already, and damaged.
+    pub fn put_again(
+        &self,
+        sid: Sid,
+        note: &[u8; NOTE_LEN],
+        object: &[u8],
+    ) -> Result<(), StoreError> {
+        self.append(sid, note, object)?;
+        self.spill_index()
     }
 
     /// The object is nowhere that is known of.

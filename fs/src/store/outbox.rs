@@ -411,6 +411,11 @@ impl Outbox {
         closed.map_err(|e| StoreError::Io("writing the outbox", e))
     }
 
+    /// Bytes of the pack being written.
+    pub fn open_bytes(&self) -> u64 {
+        self.state().open.as_ref().map_or(0, PackWriter::len)
+    }
+
     /// Number of the pack being written, if any.
     pub(super) fn open_number(&self) -> Option<u64> {
         self.state().open.as_ref().map(PackWriter::number)

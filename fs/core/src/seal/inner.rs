@@ -4,12 +4,14 @@
 //! compiles and would make what is sealed for one purpose open for another. Deterministic: equal input, equal bytes.
 //! Called by the object seal and by the slot, key box and local records.
 
+use super::lanes::{self, Message};
 use crate::secret::Secret;
+use aes::Aes256;
 use aes::cipher::consts::U16;
 use aes::cipher::{BlockCipherEncrypt, BlockSizeUser, KeyInit, KeySizeUser};
 use aes_siv::siv::{Aes256Siv, Siv};
-use cmac::Mac;
 use cmac::digest::FixedOutputReset;
+use cmac::{Cmac, Mac};
 use sealdrive_proto::header::TAG_LEN;
 use zeroize::Zeroize;
 
@@ -39,6 +41,22 @@ pub(crate) fn lock(key: &Secret<64>, data: InnerData<'_>, room: &mut [u8]) {
         data.vector(),
         room,
     );
+}
+
+/// Seals each in place, several side by side; the same bytes as [`lock`] makes. None may be shorter than a block.
+pub(crate) fn lock_together<'a>(
+    key: &Secret<64>,
+    rooms: impl Iterator<Item = (InnerData<'a>, &'a mut [u8])>,
+) {
+    let message = |(data, room): (InnerData<'a>, &'a mut [u8])| {
+        let vector = std::iter::once(data.label.as_bytes()).chain(data.fields.iter().copied());
+        Message {
+            vector: vector.collect(),
+            room,
+        }
+    };
+    let mut messages: Vec<Message<'_>> = rooms.map(message).collect();
+    lanes::encrypt::<Aes256, Cmac<Aes256>>(key.expose(), &mut messages);
 }
 
 /// Opens in place and returns the plaintext within `sealed`. On refusal the buffer is wiped (RFC 5297 §2.7).

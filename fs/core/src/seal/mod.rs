@@ -7,6 +7,7 @@
 mod compress;
 pub(crate) mod frame;
 pub(crate) mod inner;
+mod lanes;
 pub(crate) mod outer;
 
 pub use compress::{Compress, DEFAULT_LEVEL};
@@ -29,6 +30,8 @@ use std::sync::Arc;
 use zeroize::Zeroize;
 
 const INNER_LABEL: &str = "sealdrive/v1/object/inner";
+/// Chunks that are worth sealing together.
+pub const SEAL_TOGETHER: usize = lanes::LANES;
 /// Where the inner ciphertext begins in an object.
 const INNER_AT: usize = HEADER_LEN + COMMIT_LEN;
 
@@ -122,6 +125,41 @@ impl Sealer {
         plaintext: &[u8],
         compress: Compress,
     ) -> SealedObject {
+        self.check(kind, r, plaintext);
+        self.seal_named(kind, r.variant, r.cid.as_bytes(), plaintext, compress)
+    }
+
+    /// Seals several, in about half the time: the same bytes as [`Self::seal`] makes of each. More than
+    /// [`SEAL_TOGETHER`] are no faster.
+    pub fn seal_together(
+        &mut self,
+        kind: Kind,
+        plaintexts: &[(Reference, &[u8])],
+        compress: Compress,
+    ) -> Vec<SealedObject> {
+        for (r, plaintext) in plaintexts {
+            self.check(kind, r, plaintext);
+        }
+        let drafts = plaintexts
+            .iter()
+            .map(|(_, plaintext)| self.draft(plaintext, compress));
+        let mut drafts: Vec<Draft> = drafts.collect();
+        let epoch = self.keys.current();
+        let what = what(kind, self.keys.domain(), epoch.epoch);
+        let fields = plaintexts
+            .iter()
+            .map(|(r, _)| [&what[..], r.cid.as_bytes()]);
+        let fields: Vec<[&[u8]; 2]> = fields.collect();
+        let rooms = drafts.iter_mut().zip(&fields);
+        let rooms = rooms.map(|(draft, fields)| (inner_data(fields), draft.sealed()));
+        inner::lock_together(&epoch.kind(kind).siv, rooms);
+        let sealed = drafts.into_iter().zip(plaintexts);
+        let sealed =
+            sealed.map(|(draft, (r, _))| self.finish(kind, r.variant, r.cid.as_bytes(), draft));
+        sealed.collect()
+    }
+
+    fn check(&self, kind: Kind, r: &Reference, plaintext: &[u8]) {
         assert_eq!(
             plaintext.len(),
             r.plain_len as usize,
@@ -136,7 +174,6 @@ impl Sealer {
             r.epoch <= self.keys.epoch(),
             "no reference comes from the future"
         );
-        self.seal_named(kind, r.variant, r.cid.as_bytes(), plaintext, compress)
     }
 
     /// Opens the object that `r` names. The object may be of a later epoch than `r`.
@@ -174,35 +211,46 @@ impl Sealer {
         plain: &[u8],
         compress: Compress,
     ) -> SealedObject {
+        let mut draft = self.draft(plain, compress);
+        let epoch = self.keys.current();
+        let what = what(kind, self.keys.domain(), epoch.epoch);
+        let fields: [&[u8]; 2] = [&what, name];
+        inner::lock(&epoch.kind(kind).siv, inner_data(&fields), draft.sealed());
+        self.finish(kind, variant, name, draft)
+    }
+
+    /// The object is built in place: the frame at its final position, then locked twice around itself.
+    fn draft(&mut self, plain: &[u8], compress: Compress) -> Draft {
         assert!(
             (1..=MAX_CHUNK).contains(&plain.len()),
             "a chunk has 1 to MAX_CHUNK bytes"
         );
         let packed = self.coder.compress(plain, compress);
         let (codec, payload) = packed.map_or((Codec::Raw, plain), |payload| (Codec::Zstd, payload));
-        let epoch = self.keys.current();
-        let keys = epoch.kind(kind);
-        let context = Context {
-            kind,
-            domain: self.keys.domain(),
-            epoch: epoch.epoch,
-            name,
-        };
-
-        // The object is built in place: frame at its final position, then locked twice around itself.
         let len = stored_len(payload.len());
-        let sealed_len = inner_len(payload.len());
         let mut object = Vec::with_capacity(len);
         object.resize(INNER_AT + TAG_LEN, 0);
         frame::append(codec, plain.len(), payload, &mut object);
         object.resize(len, 0);
+        Draft {
+            object,
+            sealed_len: inner_len(payload.len()),
+        }
+    }
+
+    /// Header, commitment and the outer lock around what the inner one has sealed.
+    fn finish(&self, kind: Kind, variant: u8, name: &[u8; 32], draft: Draft) -> SealedObject {
+        let epoch = self.keys.current();
+        let keys = epoch.kind(kind);
+        let Draft {
+            mut object,
+            sealed_len,
+        } = draft;
         let (head, rest) = object.split_at_mut(INNER_AT);
         let (sealed, tag) = rest.split_at_mut(sealed_len);
-        context.with_inner_data(|data| inner::lock(&keys.siv, data, sealed));
-
         let mut header = ObjectHeader {
-            domain: context.domain,
-            epoch: context.epoch,
+            domain: self.keys.domain(),
+            epoch: epoch.epoch,
             inner_len: sealed_len as u32,
             sid: epoch.sid(kind, variant, name),
             nonce: [0; NONCE_LEN],
@@ -245,12 +293,8 @@ impl Sealer {
             return Err(OpenError::Header);
         }
         let keys = epoch.kind(kind);
-        let context = Context {
-            kind,
-            domain: header.domain,
-            epoch: header.epoch,
-            name,
-        };
+        let what = what(kind, header.domain, header.epoch);
+        let fields: [&[u8]; 2] = [&what, name];
         let (clear, rest) = object
             .split_first_chunk::<HEADER_LEN>()
             .ok_or(OpenError::Header)?;
@@ -270,9 +314,8 @@ impl Sealer {
         let sealed = &mut self.scratch[..];
         key.unlock(&header.nonce, &outer_data(clear, commit, kind), sealed, tag)
             .map_err(|_| OpenError::Outer)?;
-        let frame = context
-            .with_inner_data(|data| inner::unlock(&keys.siv, data, sealed))
-            .map_err(|_| OpenError::Inner)?;
+        let frame =
+            inner::unlock(&keys.siv, inner_data(&fields), sealed).map_err(|_| OpenError::Inner)?;
         let plaintext = read_frame(&mut self.coder, frame);
         if plaintext.is_err() {
             self.scratch.zeroize();
@@ -302,27 +345,35 @@ fn wiped(mut plaintext: Vec<u8>, error: OpenError) -> OpenError {
     error
 }
 
-/// What an object is, for the inner lock.
-struct Context<'a> {
-    kind: Kind,
-    domain: DomainId,
-    epoch: Epoch,
-    name: &'a [u8; 32],
+/// An object before it is locked: the frame at its place, and zeros.
+struct Draft {
+    object: Vec<u8>,
+    sealed_len: usize,
 }
 
-impl Context<'_> {
-    /// AD1 label, AD2 `suite ‖ kind ‖ domain ‖ epoch`, AD3 cid or location.
-    fn with_inner_data<T>(&self, then: impl FnOnce(InnerData<'_>) -> T) -> T {
-        let mut what = [0; 38];
-        what[0] = SUITE;
-        what[1] = self.kind as u8;
-        what[2..34].copy_from_slice(self.domain.as_bytes());
-        what[34..].copy_from_slice(&self.epoch.0.to_le_bytes());
-        then(InnerData {
-            label: INNER_LABEL,
-            fields: &[&what, self.name],
-        })
+impl Draft {
+    /// What the inner lock works on.
+    fn sealed(&mut self) -> &mut [u8] {
+        &mut self.object[INNER_AT..INNER_AT + self.sealed_len]
     }
+}
+
+/// AD1 label, then the fields: AD2 [`what`], AD3 cid or location.
+fn inner_data<'a>(fields: &'a [&'a [u8]; 2]) -> InnerData<'a> {
+    InnerData {
+        label: INNER_LABEL,
+        fields,
+    }
+}
+
+/// `suite ‖ kind ‖ domain ‖ epoch`: what an object is, for the inner lock.
+fn what(kind: Kind, domain: DomainId, epoch: Epoch) -> [u8; 38] {
+    let mut what = [0; 38];
+    what[0] = SUITE;
+    what[1] = kind as u8;
+    what[2..34].copy_from_slice(domain.as_bytes());
+    what[34..].copy_from_slice(&epoch.0.to_le_bytes());
+    what
 }
 
 /// `H ‖ commit ‖ kind`: the kind is authenticated but not stored, so the server cannot tell data from tree.

@@ -74,6 +74,26 @@ fn round_trip_at_every_border() {
 }
 
 #[test]
+fn sealed_together_is_sealed_one_by_one() {
+    let mut s = sealer();
+    let lens = [1, 300_001, 5, 4096, 70_000, MAX_CHUNK, 33, 8191, 2];
+    let plaintexts = lens.map(|len| [vec![b'a'; len / 2], noise(len - len / 2)].concat());
+    for count in 0..=lens.len() {
+        let named = plaintexts[..count].iter().map(|plaintext| {
+            let mut r = s.keys().reference(Kind::Data, plaintext);
+            r.variant = (count % 3) as u8;
+            (r, &plaintext[..])
+        });
+        let named: Vec<_> = named.collect();
+        let together = s.seal_together(Kind::Data, &named, Compress::DEFAULT);
+        let one_by_one = named
+            .iter()
+            .map(|(r, plaintext)| s.seal(Kind::Data, r, plaintext, Compress::DEFAULT));
+        assert_eq!(together, one_by_one.collect::<Vec<_>>(), "{count}");
+    }
+}
+
+#[test]
 fn compression_saves_a_bucket_or_is_not_used() {
     let mut s = sealer();
     let text: Vec<u8> = b"all work and no play "
