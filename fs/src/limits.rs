@@ -115,6 +115,9 @@ pub const CHECKPOINT_RETRY: Duration = Duration::from_secs(1);
 pub const SPACE_RESERVE: u64 = 64 << 20;
 /// The reserve is at most this part of what a disk would have free without us: a small disk is there for data, too.
 pub const SPACE_RESERVE_PART: u64 = 8;
+/// The pack being written is at most this part of the reserve when a checkpoint goes on with it: packs stay large, and
+/// what a full disk cannot get back of it is little.
+pub const SPACE_OPEN_PART: u64 = 8;
 /// Pause after a write that found no space, until what is dirty is handed out again: each attempt seals it anew.
 pub const SPACE_RETRY: Duration = Duration::from_secs(1);
 /// Bytes of outbox packs for which it is worth closing the last one while space is short: a block of the disk.

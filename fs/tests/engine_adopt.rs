@@ -161,3 +161,34 @@ fn goes_on(world: &World, step: &str, reached: bool) {
     };
     assert_eq!(names(&three), expected, "{name}");
 }
+
+/// What is committed is no change of this machine's own, whatever its journal was given on the way.
+#[test]
+fn a_machine_that_has_committed_everything_makes_no_conflict() {
+    let world = World::new();
+    let one = world.mount("one", 1);
+    // Of every kind: in the tree, in a chunk with others, in chunks of its own, in part written anew, and gone.
+    for (name, len) in [("/inline", 100), ("/small", 9_000), ("/large", 2 << 20)] {
+        one.write(name, &engine_support::noise(7, len));
+    }
+    one.sync();
+    one.write_at("/large", 1 << 20, b"changed");
+    one.write_at("/inline", 50, b"changed");
+    one.unlink("/small");
+    one.mkdir("/dir");
+    one.sync();
+    one.unmount();
+    let left: Vec<String> = std::fs::read_dir(world.path("one").join("journal"))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .filter(|name| name.ends_with(".sdj"))
+        .collect();
+    assert_eq!(left, [""; 0], "the journal holds something");
+    let two = world.mount("two", 2);
+    two.write("/two", b"2");
+    two.sync();
+    two.unmount();
+    let one = world.mount("one", 1);
+    assert_eq!(names(&one), ["/dir/", "/inline", "/large", "/two"]);
+    assert_eq!(list_conflicts(&world.config("one", 1)).unwrap(), []);
+}

@@ -4,6 +4,8 @@
 
 mod engine_support;
 
+use std::ops::Range;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock, Weak};
 
@@ -22,7 +24,7 @@ fn told(machine: &Machine, kind: EventKind) {
 const RECORD_HEAD: usize = 4 + 4 + 32 + 98;
 
 /// Where the objects of a pack lie.
-fn objects_in(pack: &[u8]) -> Vec<std::ops::Range<usize>> {
+fn objects_in(pack: &[u8]) -> Vec<Range<usize>> {
     let (mut out, mut at) = (Vec::new(), 8);
     while let Some(len) = pack.get(at..at + 4) {
         let from = at + RECORD_HEAD;
@@ -30,6 +32,30 @@ fn objects_in(pack: &[u8]) -> Vec<std::ops::Range<usize>> {
         out.push(from..at);
     }
     out
+}
+
+/// Where the objects of all packs in a machine's outbox lie.
+fn outbox_of(world: &World, machine: &str) -> Vec<(PathBuf, Range<usize>)> {
+    let outbox = PathBuf::from(machine).join("outbox");
+    let packs = std::fs::read_dir(world.dir.path().join(&outbox)).unwrap();
+    let mut packs: Vec<PathBuf> = packs
+        .map(|entry| Path::new("outbox").join(entry.unwrap().file_name()))
+        .collect();
+    packs.sort();
+    let objects = |pack: &PathBuf| {
+        let bytes = std::fs::read(world.path(machine).join(pack)).unwrap();
+        let found = objects_in(&bytes).into_iter();
+        found.map(|at| (pack.clone(), at)).collect::<Vec<_>>()
+    };
+    packs.iter().flat_map(objects).collect()
+}
+
+/// Flips a bit in the middle of an object.
+fn rot(world: &World, machine: &str, (pack, at): &(PathBuf, Range<usize>)) {
+    let path = world.path(machine).join(pack);
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes[at.start + at.len() / 2] ^= 1;
+    std::fs::write(path, bytes).unwrap();
 }
 
 /// A damaged tree node that no server had took everything below it, though the server had a commit: a flipped bit in
@@ -44,24 +70,20 @@ fn a_lost_tree_node_gives_way_to_the_last_commit_and_nothing_is_thrown_away() {
     one.unmount();
     let one = world.mount("one", 1);
     one.sync();
+    let sent = outbox_of(&world, "one");
     world.server.faults.offline.store(true, Ordering::SeqCst);
     one.write("/dir/new", &noise(2, 300_000));
     // A checkpoint: content and tree are in the outbox, and the journal is trimmed.
     assert!(one.engine.sync_server(soon(2), |_| true).is_err());
     drop(one);
     world.server.faults.offline.store(false, Ordering::SeqCst);
-    let pack = std::fs::read_dir(world.path("one").join("outbox")).unwrap();
-    let pack = pack.max_by_key(|entry| entry.as_ref().unwrap().path());
-    let pack = pack.unwrap().unwrap().file_name();
-    let good = std::fs::read(world.path("one").join("outbox").join(&pack)).unwrap();
-    let objects = objects_in(&good);
+    let mut objects = outbox_of(&world, "one");
+    objects.retain(|object| !sent.contains(object));
     let (mut nodes, mut chunks) = (0, 0);
     for (number, object) in objects.iter().enumerate() {
         let name = format!("case-{number}");
         copy_dir(&world.path("one"), &world.path(&name));
-        let mut bad = good.clone();
-        bad[object.start + object.len() / 2] ^= 1;
-        std::fs::write(world.path(&name).join("outbox").join(&pack), bad).unwrap();
+        rot(&world, &name, object);
         let mut config = world.config(&name, 1);
         // Each case with a server as it was.
         let server = world.server.snapshot();
@@ -114,20 +136,14 @@ fn an_export_brings_all_that_is_good_and_names_the_rest() {
     assert!(one.engine.sync_server(soon(3), |_| true).is_err());
     drop(one);
     world.server.faults.offline.store(false, Ordering::SeqCst);
-    let pack = std::fs::read_dir(world.path("one").join("outbox")).unwrap();
-    let pack = pack.max_by_key(|entry| entry.as_ref().unwrap().path());
-    let pack = pack.unwrap().unwrap().file_name();
-    let good = std::fs::read(world.path("one").join("outbox").join(&pack)).unwrap();
-    let objects = objects_in(&good);
-    let chunk = objects.iter().max_by_key(|object| object.len()).unwrap();
+    let objects = outbox_of(&world, "one");
+    let chunk = objects.iter().max_by_key(|(_, at)| at.len()).unwrap();
     let (mut branches, mut back, mut named, mut parts) = (0, 0, 0, 0);
     for (number, object) in objects.iter().enumerate().filter(|(_, o)| *o != chunk) {
         let name = format!("case-{number}");
         copy_dir(&world.path("one"), &world.path(&name));
-        let mut bad = good.clone();
-        bad[object.start + object.len() / 2] ^= 1;
-        bad[chunk.start + chunk.len() / 2] ^= 1;
-        std::fs::write(world.path(&name).join("outbox").join(&pack), bad).unwrap();
+        rot(&world, &name, object);
+        rot(&world, &name, chunk);
         let mut config = world.config(&name, 1);
         config.remote = Some(world.server.snapshot().connect(device(1)));
         drop(world.try_mount(config).unwrap());

@@ -14,7 +14,7 @@ use super::errno::Answer;
 
 /// What a checkpoint works on.
 pub struct Frozen {
-    /// Operations up to here are in it; log entries after it have higher numbers.
+    /// Operations up to here are in it; log entries of later ones have higher numbers.
     pub seq: u64,
     /// What to apply to the tree.
     pub overlay: Arc<Overlay>,
@@ -34,7 +34,10 @@ impl Drive {
         }
         s.flush();
         let seq = s.seq;
-        s.seq += 1; // entries logged from now on are after the checkpoint
+        s.seq += 1; // what is done from now on is after the checkpoint
+        s.frozen_seq = seq;
+        s.map.unlogged_frozen = std::mem::take(&mut s.map.unlogged);
+        s.discards[1] = std::mem::take(&mut s.discards[0]);
         let overlay = Arc::new(std::mem::take(&mut s.map.active));
         s.map.frozen = Some(Arc::clone(&overlay));
         let former = std::mem::take(&mut s.journaled[0]);
@@ -51,6 +54,9 @@ impl Drive {
         let s = &mut *self.peek();
         s.map.root = Some(root);
         s.map.frozen = None;
+        // It is durable in the tree: in the journal it would only be read again.
+        s.map.unlogged_frozen = Overlay::new();
+        s.discards[1].clear();
         s.journaled[1].clear();
         self.room.notify_all();
     }
@@ -63,6 +69,12 @@ impl Drive {
             s.map.active = Arc::unwrap_or_clone(frozen);
             s.map.active.absorb(newer);
         }
+        let newer = std::mem::take(&mut s.map.unlogged);
+        s.map.unlogged = std::mem::take(&mut s.map.unlogged_frozen);
+        s.map.unlogged.absorb(newer);
+        let newer = std::mem::take(&mut s.discards[0]);
+        s.discards[0] = std::mem::take(&mut s.discards[1]);
+        s.discards[0].extend(newer);
         let former = std::mem::take(&mut s.journaled[1]);
         s.journaled[0].extend(former);
     }

@@ -6,9 +6,10 @@
 //! engine.
 
 use std::collections::HashSet;
-use std::mem::replace;
+use std::mem::{replace, take};
 
 use sealdrive_core::journal::Entry;
+use sealdrive_core::overlay::Overlay;
 use sealdrive_core::record::{Edit, Ino, ino_of};
 use sealdrive_core::tree::Root;
 
@@ -54,7 +55,7 @@ impl Drive {
             .iter()
             .filter(|(ino, _)| !s.orphans.contains_key(ino));
         let data = fresh.map(|(_, map)| map.unsafe_bytes()).sum();
-        (s.map.unlogged.bytes(), data)
+        (s.map.unlogged_bytes(), data)
     }
 
     /// Whether anything is not in the log yet.
@@ -87,37 +88,17 @@ impl Drive {
 
 impl State {
     fn take_log(&mut self, data: LogData) -> Vec<Entry> {
-        let seq = self.seq;
-        let mut log: Vec<Entry> = std::mem::take(&mut self.discards)
-            .into_iter()
-            .map(|(ino, off, len)| Entry::Discard { seq, ino, off, len })
-            .collect();
-        let (mut edits, mut bytes) = (Vec::new(), 0);
-        let mut last = 0;
-        for edit in std::mem::take(&mut self.map.unlogged).into_edits() {
-            // In key order, so those of one inode follow one another. 0 are the drive's own records.
-            let ino = ino_of(edit.key().as_bytes());
-            if ino != last {
-                self.in_log.insert(ino);
-                last = ino;
-            }
-            bytes += edit.key().as_bytes().len() + edit.value().map_or(0, |value| value.len());
-            edits.push(edit);
-            if bytes >= ENTRY_BYTES {
-                log.push(Entry::Op {
-                    seq,
-                    edits: std::mem::take(&mut edits),
-                });
-                bytes = 0;
-            }
-        }
-        if !edits.is_empty() {
-            log.push(Entry::Op { seq, edits });
-        }
+        let mut log = Vec::new();
+        // What is frozen goes under the number of its checkpoint: once that is durable, none of it counts.
+        let frozen = take(&mut self.map.unlogged_frozen);
+        let discards = take(&mut self.discards[1]);
+        self.log_records(self.frozen_seq, discards, frozen, &mut log);
+        let (fresh, discards) = (take(&mut self.map.unlogged), take(&mut self.discards[0]));
+        self.log_records(self.seq, discards, fresh, &mut log);
         if data != LogData::None {
-            self.log_data(seq, data, &mut log);
+            self.log_data(self.seq, data, &mut log);
         }
-        if !log.is_empty() {
+        if let Some(seq) = log.iter().map(Entry::seq).max() {
             log.push(Entry::Op {
                 seq,
                 edits: Vec::<Edit>::new(),
@@ -125,6 +106,38 @@ impl State {
             self.seq += 1;
         }
         log
+    }
+
+    fn log_records(
+        &mut self,
+        seq: u64,
+        discards: Vec<(Ino, u64, u64)>,
+        edits: Overlay,
+        log: &mut Vec<Entry>,
+    ) {
+        let discards = discards.into_iter();
+        log.extend(discards.map(|(ino, off, len)| Entry::Discard { seq, ino, off, len }));
+        let (mut gathered, mut bytes) = (Vec::new(), 0);
+        let mut last = 0;
+        for edit in edits.into_edits() {
+            // In key order, so those of one inode follow one another. 0 are the drive's own records.
+            let ino = ino_of(edit.key().as_bytes());
+            if ino != last {
+                self.in_log.insert(ino);
+                last = ino;
+            }
+            bytes += edit.key().as_bytes().len() + edit.value().map_or(0, |value| value.len());
+            gathered.push(edit);
+            if bytes >= ENTRY_BYTES {
+                let edits = take(&mut gathered);
+                log.push(Entry::Op { seq, edits });
+                bytes = 0;
+            }
+        }
+        if !gathered.is_empty() {
+            let edits = gathered;
+            log.push(Entry::Op { seq, edits });
+        }
     }
 
     fn log_data(&mut self, seq: u64, data: LogData, log: &mut Vec<Entry>) {

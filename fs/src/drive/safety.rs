@@ -5,6 +5,7 @@
 //! entries) is the same in the commit's tree. Called by the engine for `status` and for the state attribute.
 
 use sealdrive_core::diff::differs_in;
+use sealdrive_core::overlay::Overlay;
 use sealdrive_core::record::{FileKind, Ino, Key, KeyRef, NAME_MAX, ino_of};
 use sealdrive_core::tree::{Root, TreeError};
 
@@ -111,11 +112,13 @@ impl State {
         };
         // Nothing of a file without a name is ever kept.
         let nameless = self.orphans.contains_key(&ino);
+        let unlogged = |overlay: &Overlay| overlay.range(&records).next().is_some();
         if nameless
             || unsafe_bytes()
             || self.inodes.is_stale(ino)
             || self.in_log.contains(&ino)
-            || self.map.unlogged.range(&records).next().is_some()
+            || unlogged(&self.map.unlogged)
+            || unlogged(&self.map.unlogged_frozen)
         {
             return Ok(Progress::Dirty);
         }

@@ -35,6 +35,8 @@ pub(super) struct Map {
     pub(super) nodes: NodeCache,
     /// Changes since the journal last took them: newest value of each key, because it takes them as one.
     pub(super) unlogged: Overlay,
+    /// The same of what is frozen: when that is durable as a tree, the journal need not have it.
+    pub(super) unlogged_frozen: Overlay,
 }
 
 impl Map {
@@ -68,7 +70,13 @@ impl Map {
 
     /// Memory of the overlays, bytes.
     pub(super) fn bytes(&self) -> usize {
-        self.active.bytes() + self.unlogged.bytes() + self.frozen.as_ref().map_or(0, |o| o.bytes())
+        let frozen = self.frozen.as_ref().map_or(0, |o| o.bytes());
+        self.active.bytes() + frozen + self.unlogged_bytes()
+    }
+
+    /// Memory of what the journal has not been given, bytes.
+    pub(super) fn unlogged_bytes(&self) -> usize {
+        self.unlogged.bytes() + self.unlogged_frozen.bytes()
     }
 }
 
@@ -87,8 +95,10 @@ pub(super) struct State {
     pub(super) journaled: [HashSet<Ino>; 2],
     /// Inodes of which a log was taken that is not known to be durable yet.
     pub(super) in_log: HashSet<Ino>,
-    /// Ranges whose journaled data no longer counts, to be logged.
-    pub(super) discards: Vec<(Ino, u64, u64)>,
+    /// Ranges whose journaled data no longer counts, to be logged: since the last freeze, and before it.
+    pub(super) discards: [Vec<(Ino, u64, u64)>; 2],
+    /// Operations in what is frozen.
+    pub(super) frozen_seq: u64,
     pub(super) handles: Handles,
     pub(super) counters: Option<Counters>,
     /// Operations done.
@@ -127,6 +137,7 @@ impl State {
                 committed: None,
                 nodes: NodeCache::new(NODE_BUDGET),
                 unlogged: Overlay::new(),
+                unlogged_frozen: Overlay::new(),
             },
             inodes: Inodes::default(),
             orphans: HashMap::new(),
@@ -138,7 +149,8 @@ impl State {
             version: 0,
             journaled: Default::default(),
             in_log: HashSet::new(),
-            discards: Vec::new(),
+            discards: Default::default(),
+            frozen_seq: 0,
             handles: Handles::default(),
             counters: None,
             seq,
@@ -256,7 +268,7 @@ impl State {
     pub(super) fn discard(&mut self, ino: Ino, off: u64, end: u64) {
         let in_journal = self.journaled.iter().any(|set| set.contains(&ino));
         if in_journal && off < end {
-            self.discards.push((ino, off, end - off));
+            self.discards[0].push((ino, off, end - off));
         }
     }
 

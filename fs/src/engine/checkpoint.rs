@@ -187,8 +187,12 @@ fn seal_rest(shared: &Shared, workers: &Workers) -> Result<Option<Frozen>, Check
         if let Some(frozen) = shared.with_nodes(|drive| drive.freeze())? {
             return Ok(Some(frozen));
         }
+        if shared.progress.now().failed.is_some() || shared.space.is_stuck() {
+            return Ok(None);
+        }
+        // Once taken they must be handed out: their bytes are in no other job until these have ended.
         let jobs = shared.with_nodes(|drive| drive.writeback_jobs(Settle::All, u64::MAX))?;
-        if jobs.is_empty() || shared.progress.now().failed.is_some() || shared.space.is_stuck() {
+        if jobs.is_empty() {
             return Ok(None);
         }
         workers.dispatch(jobs);
@@ -202,8 +206,9 @@ fn merge_frozen(
     frozen: &Frozen,
     frozen_at: Instant,
 ) -> Result<Candidate, CheckpointError> {
-    if shared.space.is_short() {
-        // So that it can go with the commit, and not only when it is large.
+    let open = shared.store.outbox().open_bytes();
+    if shared.space.is_short() || open >= shared.space.worth_closing() {
+        // So that it can go with the commit, and not only when it is full.
         shared.store.close_pack()?;
     }
     let covered = shared.store.end();

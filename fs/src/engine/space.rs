@@ -7,7 +7,7 @@
 //! little there once was: when space returns, so do writes. Called by the pace thread and by a checkpoint between its
 //! rounds.
 
-use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError};
 use std::time::Instant;
 
@@ -18,7 +18,7 @@ use super::events::EventKind;
 use super::shared::Shared;
 use crate::clock;
 use crate::drive::{DIRTY_BUDGET, Errno};
-use crate::limits::{DIRTY_LEAST, PACK_SIZE, SPACE_RESERVE_PART, SPACE_RETRY};
+use crate::limits::{DIRTY_LEAST, PACK_SIZE, SPACE_OPEN_PART, SPACE_RESERVE_PART, SPACE_RETRY};
 
 /// The limits, and what the drive was told last.
 pub(super) struct Space {
@@ -30,6 +30,8 @@ pub(super) struct Space {
     /// The errno the drive was told to refuse data with; 0: none.
     told: AtomicI32,
     told_small: AtomicBool,
+    /// Bytes that the reserve should have, at the last look.
+    target: AtomicU64,
     short: AtomicBool,
     stuck: Mutex<Stuck>,
 }
@@ -115,6 +117,7 @@ impl Space {
             outbox_budget,
             told: AtomicI32::new(0),
             told_small: AtomicBool::new(false),
+            target: AtomicU64::new(most),
             short: AtomicBool::new(false),
             stuck: Mutex::default(),
         }
@@ -128,6 +131,12 @@ impl Space {
     /// Whether there is so little space that packs should go as soon as they can.
     pub(super) fn is_short(&self) -> bool {
         self.short.load(Ordering::Acquire)
+    }
+
+    /// Bytes from which on the outbox pack is closed for a commit: what is committed and cannot go, because its pack
+    /// is still being written, is little beside the reserve.
+    pub(super) fn worth_closing(&self) -> u64 {
+        self.target.load(Ordering::Relaxed) / SPACE_OPEN_PART
     }
 
     /// Whether a write has just found no space: another attempt would only cost.
@@ -192,7 +201,9 @@ impl Space {
         let left = self.dir.free().ok()?;
         let store = &shared.store;
         let own = store.outbox().bytes() + store.cache().bytes() + journal;
-        Some(Look::new(left, self.reserve.held(), own, self.most))
+        let look = Look::new(left, self.reserve.held(), own, self.most);
+        self.target.store(look.target, Ordering::Relaxed);
+        Some(look)
     }
 
     fn keep_reserve(&self, shared: &Shared, look: &mut Look) {

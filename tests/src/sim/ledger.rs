@@ -23,6 +23,8 @@ pub(super) struct Ledger {
     safe: usize,
     /// All up to here is on the server.
     committed: usize,
+    /// Everything requested is on the server.
+    settled: bool,
     /// The other machine has not been seen to have that.
     unseen: bool,
     /// What the server had that this machine's work stands on: as adopted, and as the other machine found it.
@@ -40,6 +42,7 @@ impl Default for Ledger {
             states: vec![State::default()],
             safe: 0,
             committed: 0,
+            settled: false,
             unseen: false,
             bases: vec![Tree::new()],
             requests: 0,
@@ -60,6 +63,7 @@ impl Ledger {
         change(&mut next.tree);
         next.open = open.map(str::to_owned);
         self.states.push(next);
+        self.settled = false;
         self.requests += 1;
     }
 
@@ -84,6 +88,7 @@ impl Ledger {
     pub(super) fn commit(&mut self, mark: usize) {
         self.promise(mark);
         self.committed = self.committed.max(mark);
+        self.settled = mark == self.mark();
         // Without a change there is nothing to commit.
         self.unseen |= !self.bases.contains(&self.states[mark].tree);
     }
@@ -112,6 +117,9 @@ impl Ledger {
         aside: bool,
         fair: bool,
     ) -> Result<Option<Claim>, String> {
+        if std::mem::take(&mut self.settled) && aside {
+            return Err("a conflict of nothing: everything was on the server".to_owned());
+        }
         let own = (self.safe..self.states.len()).rev();
         let own = own.into_iter().find(|n| self.states[*n].allows(found));
         let like = |n: &usize| theirs.states[*n].allows(found);

@@ -162,7 +162,7 @@ impl Rivals {
             let mark = lock(&seat.ledger).mark();
             let deadline = time::now() + Duration::from_secs(seat.world.below(300));
             if mounted.0.shutdown(deadline).is_ok() {
-                lock(&seat.ledger).promise(mark);
+                lock(&seat.ledger).commit(mark);
             }
         }
     }
