@@ -159,6 +159,25 @@ fn content(drive: &Drive, ino: Ino) -> Vec<u8> {
     out
 }
 
+/// Story: the kernel's times of a file arrived before the pages that it still held, which then set them to when they
+/// came: another machine saw another mtime than the one that had written.
+#[test]
+fn pages_that_the_kernel_kept_leave_the_times_alone() {
+    let (drive, ino, _open) = drive_with_file();
+    let before = drive.getattr(ino).unwrap();
+    drive.write(ino, 0, b"kept", false, None).unwrap();
+    let after = drive.getattr(ino).unwrap();
+    assert_eq!((after.mtime, after.ctime), (before.mtime, before.ctime));
+    assert_eq!(after.size, 4);
+    let later = Time {
+        secs: NOW.secs + 1,
+        nanos: 0,
+    };
+    drive.write(ino, 0, b"straight", false, later).unwrap();
+    let after = drive.getattr(ino).unwrap();
+    assert_eq!((after.mtime, after.ctime), (later, later));
+}
+
 /// Bytes kept where they are, between and over copied ones: the file and the count of dirty bytes are the same.
 #[test]
 fn shared_writes_are_writes() {

@@ -89,7 +89,7 @@ impl Drive {
             }
         }
         let version = s.next_version();
-        s.wrote(to, to_end, version, now);
+        s.wrote(to, to_end, version, Some(now));
         s.done();
         self.announce(s);
         Ok(len)

@@ -83,10 +83,19 @@ impl Drive {
         Ok(plan)
     }
 
-    /// Writes `data` at `off`. `kill` (WRITE_KILL_SUIDGID) clears set-id bits and capabilities.
-    pub fn write(&self, ino: Ino, off: u64, data: &[u8], kill: bool, now: Time) -> Answer<u32> {
+    /// Writes `data` at `off`. `kill` (WRITE_KILL_SUIDGID) clears set-id bits and capabilities. `now`: none for pages
+    /// that the kernel has kept (FUSE_WRITE_CACHE): it keeps their times, too, and sends them on their own, which may
+    /// be before.
+    pub fn write(
+        &self,
+        ino: Ino,
+        off: u64,
+        data: &[u8],
+        kill: bool,
+        now: impl Into<Option<Time>>,
+    ) -> Answer<u32> {
         let put = |map: &mut DirtyMap, version| map.write(off, data, version);
-        self.write_with(ino, off, data.len(), kill, now, put)
+        self.write_with(ino, off, data.len(), kill, now.into(), put)
     }
 
     /// The same with bytes that nobody will change: they are kept where they are.
@@ -96,11 +105,11 @@ impl Drive {
         off: u64,
         data: Bytes,
         kill: bool,
-        now: Time,
+        now: impl Into<Option<Time>>,
     ) -> Answer<u32> {
         let len = data.len();
         let put = |map: &mut DirtyMap, version| map.insert(off, data, version, false);
-        self.write_with(ino, off, len, kill, now, put)
+        self.write_with(ino, off, len, kill, now.into(), put)
     }
 
     fn write_with(
@@ -109,7 +118,7 @@ impl Drive {
         off: u64,
         len: usize,
         kill: bool,
-        now: Time,
+        now: Option<Time>,
         put: impl FnOnce(&mut DirtyMap, u64),
     ) -> Answer<u32> {
         let end = off.checked_add(len as u64).filter(|&end| end <= MAX_FILE);
@@ -154,7 +163,7 @@ impl Drive {
         }
         if holes || (grow && end > size) {
             let version = s.next_version();
-            s.wrote(ino, if grow { end } else { 0 }, version, now);
+            s.wrote(ino, if grow { end } else { 0 }, version, Some(now));
         }
         s.done();
         Ok(())
@@ -207,15 +216,17 @@ impl State {
     }
 
     /// What a change of content does to the inode: size, times, and the digest no longer holds.
-    pub(super) fn wrote(&mut self, ino: Ino, end: u64, version: u64, now: Time) {
+    pub(super) fn wrote(&mut self, ino: Ino, end: u64, version: u64, now: Option<Time>) {
         let Some(slot) = self.inodes.change(ino) else {
             return;
         };
         slot.written = version;
         let inode = &mut slot.inode;
         inode.size = inode.size.max(end);
-        inode.mtime = now;
-        inode.ctime = now;
+        if let Some(now) = now {
+            inode.mtime = now;
+            inode.ctime = now;
+        }
         inode.digest = None;
     }
 

@@ -75,7 +75,7 @@ impl State {
         }
         self.change(ino).size = size;
         let version = self.next_version();
-        self.wrote(ino, size, version, now);
+        self.wrote(ino, size, version, Some(now));
         Ok(())
     }
 

@@ -241,12 +241,13 @@ fn merge_frozen(
         .encode(),
     )?;
     shared.crash.reached("checkpoint-durable");
-    shared.drive.thaw(root);
-    shared.uploading.appended.notify_one();
+    // Told before it is thawed: who finds nothing left to be checkpointed takes the number for that of what he wrote.
     shared.progress.update(|m| {
         m.checkpointed = frozen.seq;
         m.journaled = m.journaled.max(frozen.seq);
     });
+    shared.drive.thaw(root);
+    shared.uploading.appended.notify_one();
     match flusher.trim(frozen.seq) {
         // It stands, and what is superfluous of the journal goes with the next one.
         Err(NotDurable::NoSpace) => {}

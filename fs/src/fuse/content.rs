@@ -6,8 +6,10 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use fuser::{Errno, INodeNo, ReplyData, ReplyEmpty, ReplyLseek, ReplyWrite, ReplyXattr};
-use sealdrive_core::record::Ino;
+use fuser::{
+    Errno, INodeNo, ReplyData, ReplyEmpty, ReplyLseek, ReplyWrite, ReplyXattr, WriteFlags,
+};
+use sealdrive_core::record::{Ino, Time};
 
 use super::backing::{Backing, BackingError, ChunkNow};
 use super::calls::{Calls, DISK_LIMIT, FETCH_LIMIT, SERVER_LIMIT, Stop, Waits, now};
@@ -134,10 +136,12 @@ impl<B: Backing> Calls<B> {
         ino: Ino,
         offset: u64,
         data: &[u8],
-        kill: bool,
+        flags: WriteFlags,
         reply: ReplyWrite,
     ) {
-        let when = now();
+        let kill = flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
+        let cached = flags.contains(WriteFlags::FUSE_WRITE_CACHE);
+        let when = (!cached).then(now);
         // What remains if the operation breaks off by a defect.
         let mut stop = Stop::Refused(Errno::EIO);
         if !self.must_wait(Waits::ForData) {
@@ -152,12 +156,14 @@ impl<B: Backing> Calls<B> {
             });
             match (reply, stop) {
                 (Some(reply), Stop::Refused(errno)) => reply.refuse(errno),
-                (Some(reply), Stop::Missing) => self.write_later(ino, offset, data, kill, reply),
+                (Some(reply), Stop::Missing) => {
+                    self.write_later(ino, offset, data, (kill, when), reply)
+                }
                 (None, _) => {}
             }
             return;
         }
-        self.write_later(ino, offset, data, kill, reply);
+        self.write_later(ino, offset, data, (kill, when), reply);
     }
 
     fn write_later(
@@ -165,11 +171,10 @@ impl<B: Backing> Calls<B> {
         ino: Ino,
         offset: u64,
         data: &[u8],
-        kill: bool,
+        (kill, when): (bool, Option<Time>),
         reply: ReplyWrite,
     ) {
         let data = Bytes::copy_from_slice(data);
-        let when = now();
         self.later("write", Waits::ForData, move |calls| {
             let attempt = |drive: &Drive| match data.len() {
                 // It was copied for the wait: once is enough.

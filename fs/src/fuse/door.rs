@@ -295,9 +295,8 @@ impl<B: Backing> Filesystem for Door<B> {
         _: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        let kill = flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
         self.calls(request)
-            .write(ino(file), offset, data, kill, reply);
+            .write(ino(file), offset, data, flags, reply);
     }
 
     fn fsync(&self, request: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
