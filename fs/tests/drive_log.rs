@@ -4,7 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 use bytes::Bytes;
-use sealdrive::drive::{Cred, Drive, Handle, LogData, NewNode, PlanPiece, Settle};
+use sealdrive::drive::{Cred, Drive, Handle, LogData, NewNode, PlanPiece, Progress, Settle};
 use sealdrive_core::journal::Entry;
 use sealdrive_core::record::{FileKind, Ino, ROOT, Time, ino_of};
 use sealdrive_core::reference::Reference;
@@ -126,6 +126,7 @@ fn what_is_frozen_is_logged_under_the_number_of_its_checkpoint() {
     let (drive, ino, _open) = drive_with_file();
     write(&drive, ino, 0, 100);
     let frozen = drive.freeze().unwrap().unwrap();
+    assert_eq!(drive.state_of(ino).unwrap().progress, Progress::Dirty);
     let log = drive.take_log(LogData::All).unwrap();
     assert!(!log.is_empty() && log.iter().all(|entry| entry.seq() <= frozen.seq));
     // Without the checkpoint all of it counts, and with it nothing.
@@ -141,10 +142,14 @@ fn a_checkpoint_that_does_not_come_about_leaves_what_it_had_taken_to_the_journal
     drive.freeze().unwrap().unwrap();
     write(&drive, ino, 50, 100);
     drive.refreeze_later();
+    // Nor does the next one.
+    drive.freeze().unwrap().unwrap();
+    drive.refreeze_later();
     let log = drive.take_log(LogData::All).unwrap();
     let after = Drive::recover(None, 0, log);
     assert_eq!(content(&after, ino), content(&drive, ino));
     assert_eq!(content(&after, ino).len(), 150);
+    assert_eq!(after.lookup(ROOT, b"file").unwrap().ino, ino);
 }
 
 fn content(drive: &Drive, ino: Ino) -> Vec<u8> {
