@@ -11,7 +11,7 @@ use sealdrive_tests::sim::bounded::{Ground, Workload, try_all};
 use sealdrive_tests::sim::world::{Report, reproduce, run};
 
 /// Worlds of an ordinary test run.
-const USUAL: std::ops::Range<u64> = 0..400;
+const USUAL: std::ops::Range<u64> = 0..2000;
 /// Worlds that are run twice.
 const TWICE: std::ops::Range<u64> = 1000..1010;
 /// Worlds at once.
