@@ -18,8 +18,8 @@ use dbl::Dbl;
 use sealdrive_proto::header::TAG_LEN;
 use zeroize::Zeroize;
 
-/// Chains at once: with four, a block of AES-256 is ready by the time its turn comes again, and more would not fit into
-/// what a processor looks ahead.
+/// Chains at once. On one machine reference and seal made 338 MB/s with one, 393 with two, 460 with four; more were not
+/// tried.
 pub(super) const LANES: usize = 4;
 
 type Block = Array<u8, U16>;
