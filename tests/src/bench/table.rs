@@ -88,7 +88,8 @@ impl Samples {
     }
 }
 
-fn median(values: &[f64]) -> f64 {
+/// The middle one; of an even number the mean of the two.
+pub(super) fn median(values: &[f64]) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
     let middle = sorted.len() / 2;

@@ -7,7 +7,7 @@ use std::process::Command;
 use clap::Parser;
 use sealdrive_tests::bench::subject::Subject;
 use sealdrive_tests::bench::table::Samples;
-use sealdrive_tests::bench::{Plan, measure};
+use sealdrive_tests::bench::{Group, Plan, measure, recover};
 
 /// Measure sealdrive beside the native file system and gocryptfs, in one run.
 #[derive(Parser)]
@@ -27,6 +27,9 @@ struct Arguments {
     /// Rounds.
     #[arg(long)]
     rounds: Option<usize>,
+    /// These groups alone: may be given again, or several with commas between.
+    #[arg(long, value_enum, value_name = "GROUP", value_delimiter = ',')]
+    only: Vec<Group>,
 }
 
 fn main() {
@@ -34,12 +37,18 @@ fn main() {
     let quick = arguments.quick;
     let pick = |quick_value, full| if quick { quick_value } else { full };
     let plan = Plan {
+        only: arguments.only,
         rounds: arguments.rounds.unwrap_or(pick(1, 3)),
         stream_mib: pick(64, 512),
         small_files: pick(2000, 10_000),
         random_ops: pick(500, 4000),
+        fsyncs: pick(50, 500),
+        transactions: pick(100, 1000),
         large_mib: pick(128, 1024),
         tree: arguments.tree,
+        recovery_files: pick(20_000, 1_000_000),
+        recovery_mib: pick(64, 1024),
+        recovery_changes: pick(400, 60_000),
     };
     let place = tempfile::Builder::new()
         .prefix("bench-")
@@ -53,6 +62,10 @@ fn main() {
     let mut samples = Samples::default();
     measure(&plan, &mut subjects, &mut samples);
     let names: Vec<_> = subjects.iter().map(Subject::name).collect();
+    drop(subjects);
+    if !arguments.peers_only {
+        recover(&plan, place.path(), &mut samples);
+    }
     println!("{}", heading(&plan));
     println!("{}", samples.markdown(&names, "sealdrive"));
 }

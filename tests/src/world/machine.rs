@@ -2,10 +2,13 @@
 //!
 //! Invariant: nothing of the real user's environment is used; two machines share no local state.
 
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde_json::Value;
 
 use super::{Daemon, Finished, PASSPHRASE, PATIENCE, program, run, wait_for};
@@ -113,6 +116,18 @@ impl Machine {
         }
     }
 
+    /// Mounts as a user does, and how long it took until the command returned: the daemon goes on by itself.
+    #[track_caller]
+    pub fn mount_in_background(&self) -> (InBackground, Duration) {
+        let point = self.mountpoint();
+        let mut mount = self.command(&["mount", "--json", point.to_str().unwrap()]);
+        let done = run(&mut mount, Duration::from_secs(1800)).ok();
+        let said: Value = serde_json::from_str(&done.stdout).unwrap();
+        let id = i32::try_from(said["pid"].as_i64().unwrap()).unwrap();
+        let daemon = pidfd_open(Pid::from_raw(id).unwrap(), PidfdFlags::empty()).unwrap();
+        (InBackground { point, daemon }, done.took)
+    }
+
     /// The drive's status as the JSON that programs read, whether everything is on the server or not yet.
     #[track_caller]
     pub fn status(&self) -> Value {
@@ -175,6 +190,33 @@ impl Mounted {
 impl Drop for Mounted {
     fn drop(&mut self) {
         self.daemon.kill();
+        detach(&self.point);
+    }
+}
+
+/// A mounted drive whose daemon is no child of this process; detached and killed when dropped.
+pub struct InBackground {
+    point: PathBuf,
+    daemon: OwnedFd,
+}
+
+impl InBackground {
+    /// Where it is mounted.
+    pub fn path(&self) -> &Path {
+        &self.point
+    }
+
+    /// `kill -9` of the daemon, and the dead mount taken away.
+    pub fn kill(self) {
+        drop(self);
+    }
+}
+
+impl Drop for InBackground {
+    fn drop(&mut self) {
+        // A descriptor, not a number: nobody else's process can have become this one. It polls readable at the end.
+        let _ = pidfd_send_signal(&self.daemon, Signal::KILL);
+        let _ = poll(&mut [PollFd::new(&self.daemon, PollFlags::IN)], None);
         detach(&self.point);
     }
 }

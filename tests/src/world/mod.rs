@@ -13,7 +13,7 @@ mod machine;
 mod process;
 mod server;
 
-pub use machine::{Machine, Mounted};
+pub use machine::{InBackground, Machine, Mounted};
 pub use process::{Daemon, Finished, run};
 pub use server::Server;
 
