@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use engine_support::short::ShortDisk;
 use engine_support::{ME, Machine, NOW, World, noise, soon};
-use sealdrive::drive::{DriveError, Errno, NewNode};
+use sealdrive::drive::{DriveError, Errno, NewNode, OVERLAY_LIMIT};
 use sealdrive::engine::{EngineConfig, EventKind, NotDurable};
 use sealdrive_core::record::{FileKind, ROOT};
 
@@ -370,6 +370,47 @@ fn poison_that_finds_a_full_disk_is_stepped_around_when_there_is_room() {
     until(&machine, || found() >= 2);
     assert_eq!(machine.engine.status().failed, None);
     rig.disk.set_capacity(200 * MIB);
+    machine.sync();
+    machine.unmount();
+    rig.is_whole(&rig.world.mount("two", 2));
+}
+
+/// Changes that only free or rename are taken on a full disk as long as memory has room for them; then they are refused
+/// like the rest, and not left to wait for a checkpoint that nobody can make.
+#[test]
+fn changes_that_no_checkpoint_has_room_for_are_refused() {
+    let mut rig = Rig::new(200 * MIB);
+    rig.mount().unmount();
+    rig.offline(true);
+    let machine = rig.mount();
+    rig.put(&machine).unwrap();
+    machine.engine.sync_local().unwrap();
+    // Somebody else takes all that is free, and what the reserve was.
+    rig.disk.set_capacity(rig.disk.used() - MIB);
+    let (first, content) = rig.files.pop_first().unwrap();
+    let mut name = first[1..].to_owned();
+    let rename = |from: &str, to: &str| {
+        let rule = sealdrive::drive::RenameRule::Replace;
+        machine.op(|d| d.rename(ROOT, from.as_bytes(), ROOT, to.as_bytes(), rule, NOW))
+    };
+    // Each leaves a record of the name that is gone.
+    let most = OVERLAY_LIMIT / 250;
+    let refused = (0..most).find_map(|n| {
+        let next = format!("{n:0>250}");
+        let done = rename(&name, &next);
+        if done.is_ok() {
+            name = next;
+        }
+        done.err()
+    });
+    assert_eq!(refused, Some(DriveError::Errno(Errno::ENOSPC)));
+    assert!(machine.engine.drive().overlay_bytes() > OVERLAY_LIMIT);
+    rig.disk.set_capacity(2000 * MIB);
+    until(&machine, || rename(&name, "last").is_ok());
+    rig.files.insert("/last".to_owned(), content);
+    rig.is_whole(&machine);
+    is_well(&machine);
+    rig.offline(false);
     machine.sync();
     machine.unmount();
     rig.is_whole(&rig.world.mount("two", 2));

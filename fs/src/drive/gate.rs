@@ -1,8 +1,8 @@
 //! Who may go on and who waits: a short stop before a freeze, and back-pressure by dirty bytes and overlay size.
 //!
 //! Invariant: reads, releases and the engine's calls never wait here. A change waits only while the engine has stalled
-//! it or memory is over budget; it is refused once the drive is closed, and new data also while it is full. Called by
-//! every operation.
+//! it or memory is over budget, and not for ever; it is refused once the drive is closed, new data also while it is full,
+//! and where no checkpoint finds room every change that memory has no room for. Called by every operation.
 
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
@@ -23,6 +23,8 @@ pub const DIRTY_BUDGET: u64 = 64 << 20;
 pub const OVERLAY_LIMIT: usize = 128 << 20;
 /// How often a waiting change looks again even if nobody woke it.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
+/// So often it looks before it is refused: what the kernel waits for must end, or its caller cannot even be killed.
+const LOOKS: usize = 120;
 
 /// What a change needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,6 +69,12 @@ impl Drive {
     /// No more room for data: writes get this error instead of waiting. `None`: there is room again.
     pub fn refuse_data(&self, refusal: Option<Errno>) {
         self.peek().full = refusal;
+        self.room.notify_all();
+    }
+
+    /// No checkpoint finds room: changes beyond [`OVERLAY_LIMIT`] get this error instead of waiting. `None`: one was made.
+    pub fn refuse_records(&self, refusal: Option<Errno>) {
+        self.peek().no_checkpoint = refusal;
         self.room.notify_all();
     }
 
@@ -128,7 +136,7 @@ impl Drive {
             self.work.notify_all();
         }
         let waits = |s: &mut State| {
-            let refused = s.closed || s.read_only || (s.full.is_some() && data);
+            let refused = s.closed || s.read_only || s.refusal(need).is_some();
             s.must_wait(need) && !refused
         };
         let (_guard, result) = self
@@ -209,6 +217,7 @@ impl Drive {
     /// The state, to change it: waits its turn.
     pub(super) fn enter(&self, need: Need) -> Answer<MutexGuard<'_, State>> {
         let mut guard = self.lock()?;
+        let mut looks = 0;
         loop {
             if guard.closed {
                 return Err(Errno::EIO.into());
@@ -216,20 +225,22 @@ impl Drive {
             if guard.read_only {
                 return Err(Errno::EROFS.into());
             }
-            if let Some(refusal) = guard.full
-                && need != Need::Records
-            {
+            if let Some(refusal) = guard.refusal(need) {
                 return Err(refusal.into());
             }
             if !guard.must_wait(need) {
                 break;
             }
+            if looks == LOOKS {
+                return Err(Errno::EIO.into());
+            }
             guard.asked = true;
             self.work.notify_all();
-            let (next, _) = self
+            let (next, waited) = self
                 .room
                 .wait_timeout(guard, LOOK_AGAIN)
                 .map_err(|_| Errno::EIO)?;
+            looks += usize::from(waited.timed_out());
             guard = next;
         }
         guard.counters()?;
@@ -245,9 +256,19 @@ impl Drive {
 }
 
 impl State {
+    /// Why a change is not even to wait.
+    fn refusal(&self, need: Need) -> Option<Errno> {
+        let full = self.full.filter(|_| need != Need::Records);
+        full.or_else(|| self.no_checkpoint.filter(|_| self.is_over()))
+    }
+
+    fn is_over(&self) -> bool {
+        self.map.bytes() > OVERLAY_LIMIT
+    }
+
     fn must_wait(&self, need: Need) -> bool {
         self.stalled
-            || self.map.bytes() > OVERLAY_LIMIT
+            || self.is_over()
             || (need == Need::Data && (self.dirty_bytes > self.dirty_limit || self.granted == 0))
     }
 

@@ -115,6 +115,8 @@ pub(super) struct State {
     pub(super) asked: bool,
     /// No room for more data, and how that is said.
     pub(super) full: Option<Errno>,
+    /// No room for a checkpoint, and how that is said.
+    pub(super) no_checkpoint: Option<Errno>,
     /// Another machine writes the drive, or nobody here wants to: changes are refused.
     pub(super) read_only: bool,
     /// Shut down: changes are refused.
@@ -158,6 +160,7 @@ impl State {
             digests: DigestTable::default(),
             stalled: false,
             full: None,
+            no_checkpoint: None,
             read_only: false,
             closed: false,
             wake_at: u64::MAX,

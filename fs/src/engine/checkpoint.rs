@@ -50,9 +50,17 @@ impl CheckpointError {
         match self {
             Self::Missing | Self::Damaged | Self::Closed => false,
             // A full disk: all is as it was, and the next attempt may find room.
-            Self::Store(e) => !e.is_no_space(),
-            Self::Record(e) => !e.is_no_space(),
-            Self::Journal(e) => *e != NotDurable::NoSpace,
+            Self::Store(_) | Self::Record(_) | Self::Journal(_) => !self.is_no_space(),
+        }
+    }
+
+    /// Whether it is only the disk that is full.
+    pub(super) fn is_no_space(&self) -> bool {
+        match self {
+            Self::Missing | Self::Damaged | Self::Closed => false,
+            Self::Store(e) => e.is_no_space(),
+            Self::Record(e) => e.is_no_space(),
+            Self::Journal(e) => *e == NotDurable::NoSpace,
         }
     }
 }

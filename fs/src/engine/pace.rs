@@ -11,7 +11,7 @@ use super::flush::Flusher;
 use super::shared::Shared;
 use super::writeback::Workers;
 use crate::clock;
-use crate::drive::{Drive, Settle};
+use crate::drive::{Drive, Errno, Settle};
 use crate::journal::Twin;
 use crate::limits::{
     CHECKPOINT_RETRY, HELD_INTERVALS, JOURNAL_CHECKPOINT, OVERLAY_CHECKPOINT, PACE_IDLE,
@@ -118,7 +118,16 @@ impl Pace {
     }
 
     fn checkpoint(&mut self) {
-        match checkpoint::make(&self.shared, &self.workers, &self.flusher, &mut self.record) {
+        let made = checkpoint::make(&self.shared, &self.workers, &self.flusher, &mut self.record);
+        let no_room = match &made {
+            Ok(Some(_)) => false,
+            Ok(None) => self.shared.space.is_stuck(),
+            Err(e) => e.is_no_space(),
+        };
+        self.shared
+            .drive
+            .refuse_records(no_room.then_some(Errno::ENOSPC));
+        match made {
             Ok(Some(candidate)) => self.offer(candidate),
             Ok(None) => self.not_before = clock::now() + CHECKPOINT_RETRY,
             Err(e) if e.is_fatal() => self.shared.fail_local(&e.to_string()),

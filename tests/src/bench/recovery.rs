@@ -212,8 +212,7 @@ fn world(place: &Path) -> (Server, Machine, Mounted) {
     (server, machine, mounted)
 }
 
-/// Makes everything done so far durable on this machine. On FUSE `syncfs` asks the daemon for nothing, but any fsync
-/// takes everything along that was done before it.
+/// Makes everything done so far durable on this machine, as [`super::subject::Subject::sync_local`] does.
 fn durable(root: &Path) {
     let root = File::open(root).unwrap();
     rustix::fs::syncfs(&root).unwrap();

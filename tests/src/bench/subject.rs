@@ -105,9 +105,15 @@ impl Subject {
     pub fn sync_local(&self) {
         let root = std::fs::File::open(self.root()).unwrap();
         rustix::fs::syncfs(&root).unwrap();
-        // The kernel does not tell a FUSE daemon of syncfs; what gocryptfs wrote lies in the file system below.
-        if let Self::Gocryptfs { cipher, .. } = self {
-            rustix::fs::syncfs(std::fs::File::open(cipher).unwrap()).unwrap();
+        // The kernel sends its pages, but does not tell a FUSE daemon of syncfs.
+        match self {
+            Self::Native { .. } => {}
+            // What it wrote lies in the file system below.
+            Self::Gocryptfs { cipher, .. } => {
+                rustix::fs::syncfs(std::fs::File::open(cipher).unwrap()).unwrap();
+            }
+            // Any fsync takes along everything that was done before it.
+            Self::Sealdrive(_) => root.sync_all().unwrap(),
         }
     }
 
