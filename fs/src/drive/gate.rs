@@ -1,8 +1,8 @@
 //! Who may go on and who waits: a short stop before a freeze, and back-pressure by dirty bytes and overlay size.
 //!
 //! Invariant: reads, releases and the engine's calls never wait here. A change waits only while the engine has stalled
-//! it or memory is over budget, and not for ever; it is refused once the drive is closed, new data also while it is full,
-//! and where no checkpoint finds room every change that memory has no room for. Called by every operation.
+//! it or memory is over budget, and not for ever; it is refused once the drive is closed, new data also while it is
+//! full, and where no checkpoint finds room every change that memory has no room for. Called by every operation.
 
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
@@ -72,7 +72,7 @@ impl Drive {
         self.room.notify_all();
     }
 
-    /// No checkpoint finds room: changes beyond [`OVERLAY_LIMIT`] get this error instead of waiting. `None`: one was made.
+    /// No checkpoint finds room: changes beyond [`OVERLAY_LIMIT`] get this error instead of waiting. `None`: one did.
     pub fn refuse_records(&self, refusal: Option<Errno>) {
         self.peek().no_checkpoint = refusal;
         self.room.notify_all();
