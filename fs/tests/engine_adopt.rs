@@ -10,8 +10,8 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
-use engine_support::{Machine, World, copy_dir, device};
-use sealdrive::engine::list_conflicts;
+use engine_support::{Machine, World, copy_dir, device, soon};
+use sealdrive::engine::{EventKind, SyncError, list_conflicts};
 use sealdrive_pack::{Directory, Medium, MediumFile};
 
 /// A directory of which a copy is taken before each change of a name in it.
@@ -191,4 +191,37 @@ fn a_machine_that_has_committed_everything_makes_no_conflict() {
     let one = world.mount("one", 1);
     assert_eq!(names(&one), ["/dir/", "/inline", "/large", "/two"]);
     assert_eq!(list_conflicts(&world.config("one", 1)).unwrap(), []);
+}
+
+fn told(machine: &Machine, kind: EventKind) -> bool {
+    let events = machine.engine.status().events;
+    events.iter().any(|event| event.kind == kind)
+}
+
+/// Another machine has written and gone while this one worked without the server: the lease is free, the head is not
+/// the one this machine knows.
+#[test]
+fn a_writer_that_was_away_stops_at_the_commit_of_another() {
+    let world = World::new();
+    let one = world.mount("one", 1);
+    one.write("/a", b"1");
+    one.sync();
+    one.unmount();
+    let two = world.mount("two", 2);
+    two.write("/b", b"2");
+    two.sync();
+    two.unmount();
+    let offline = &world.server.faults.offline;
+    offline.store(true, Ordering::SeqCst);
+    let one = world.mount("one", 1);
+    one.write("/c", b"3");
+    offline.store(false, Ordering::SeqCst);
+    let stopped = one.engine.sync_server(soon(20), |_| true);
+    assert!(matches!(stopped, Err(SyncError::Stopped(_))), "{stopped:?}");
+    assert!(told(&one, EventKind::Fenced));
+    drop(one);
+    let one = world.mount("one", 1);
+    assert_eq!(one.read("/b"), b"2");
+    assert!(one.ino("/c").is_err());
+    assert!(told(&one, EventKind::SetAside));
 }

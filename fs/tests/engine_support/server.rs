@@ -24,6 +24,8 @@ pub struct Disk {
     pub epochs: u64,
     /// Objects received, with repeats.
     pub puts: u64,
+    /// Commits received, and whether each was refused.
+    submitted: Vec<(Bytes, bool)>,
 }
 
 /// Whether an object is refused, for good.
@@ -115,6 +117,25 @@ impl MemoryServer {
             true => Err(RemoteError::Refused("commit is not to my taste".into())),
             false => Ok(()),
         }
+    }
+
+    /// What no device may do, whatever answers were lost: sign two commits with one number of its own, or another one in
+    /// the place of one that was not answered. Whoever sees both could not tell it from a fork.
+    fn check_signed(&self, commit: &Bytes, refused: bool) {
+        let fields = |bytes: &Bytes| SignedCommit::parse(bytes).unwrap().fields().clone();
+        let new = fields(commit);
+        let mut disk = self.disk();
+        let others = disk.submitted.iter().filter(|(other, _)| other != commit);
+        for (other, was_refused) in others {
+            let old = fields(other);
+            if old.device == new.device {
+                assert_ne!(old.device_seq, new.device_seq, "one number, two commits");
+                let same = (old.seq, old.lease_epoch) == (new.seq, new.lease_epoch);
+                assert!(!same || *was_refused, "signed anew without an answer");
+            }
+        }
+        disk.submitted.retain(|(other, _)| other != commit);
+        disk.submitted.push((commit.clone(), refused));
     }
 
     fn put(&self, object: Bytes) -> Option<[u8; 32]> {
@@ -304,7 +325,9 @@ impl Remote for Connection {
     ) -> BoxFuture<'_, Result<CommitAnswer, RemoteError>> {
         Box::pin(async move {
             self.server.up()?;
-            self.server.judge_commit(&commit)?;
+            let judged = self.server.judge_commit(&commit);
+            self.server.check_signed(&commit, judged.is_err());
+            judged?;
             let answer = self.server.commit(self.device, commit, body)?;
             let lose = &self.server.faults.lose_commit_answers;
             if lose

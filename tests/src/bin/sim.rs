@@ -24,6 +24,9 @@ struct Args {
     /// Instead: every workload of up to so many steps, with a power cut at every step of its fsync and after it.
     #[arg(long)]
     enumerate: Option<usize>,
+    /// Of those only the K-th of N equal parts, as `K/N`: hours on one machine are less on several, or later.
+    #[arg(long, requires = "enumerate", value_parser = part)]
+    part: Option<(usize, usize)>,
     /// Instead: one of these workloads, as a failure says.
     #[arg(long)]
     workload: Option<String>,
@@ -39,7 +42,11 @@ fn main() -> ExitCode {
                 false
             }
         },
-        (None, Some(longest)) => enumerate(&Workload::all(longest)),
+        (None, Some(longest)) => {
+            let all = Workload::all(longest);
+            let (k, n) = args.part.unwrap_or((1, 1));
+            enumerate(all.chunks(all.len().div_ceil(n)).nth(k - 1).unwrap_or(&[]))
+        }
         (None, None) => seeds(&args),
     };
     if good {
@@ -47,6 +54,14 @@ fn main() -> ExitCode {
     } else {
         ExitCode::FAILURE
     }
+}
+
+fn part(text: &str) -> Result<(usize, usize), String> {
+    let parsed = text
+        .split_once('/')
+        .and_then(|(k, n)| Some((k.parse().ok()?, n.parse().ok()?)));
+    let inside = parsed.filter(|(k, n)| (1..=*n).contains(k));
+    inside.ok_or_else(|| "K/N is wanted, such as 2/8, K from 1 to N".to_owned())
 }
 
 fn enumerate(workloads: &[Workload]) -> bool {
