@@ -193,11 +193,6 @@ fn a_machine_that_has_committed_everything_makes_no_conflict() {
     assert_eq!(list_conflicts(&world.config("one", 1)).unwrap(), []);
 }
 
-fn told(machine: &Machine, kind: EventKind) -> bool {
-    let events = machine.engine.status().events;
-    events.iter().any(|event| event.kind == kind)
-}
-
 /// Another machine has written and gone while this one worked without the server: the lease is free, the head is not
 /// the one this machine knows.
 #[test]
@@ -218,10 +213,10 @@ fn a_writer_that_was_away_stops_at_the_commit_of_another() {
     offline.store(false, Ordering::SeqCst);
     let stopped = one.engine.sync_server(soon(20), |_| true);
     assert!(matches!(stopped, Err(SyncError::Stopped(_))), "{stopped:?}");
-    assert!(told(&one, EventKind::Fenced));
+    one.told(EventKind::Fenced);
     drop(one);
     let one = world.mount("one", 1);
     assert_eq!(one.read("/b"), b"2");
     assert!(one.ino("/c").is_err());
-    assert!(told(&one, EventKind::SetAside));
+    one.told(EventKind::SetAside);
 }

@@ -12,14 +12,6 @@ use std::sync::{Arc, OnceLock, Weak};
 use engine_support::{Machine, World, copy_dir, device, noise, soon};
 use sealdrive::engine::{Branch, Cause, CrashPoints, Event, EventKind, SyncError, list_conflicts};
 
-fn told(machine: &Machine, kind: EventKind) {
-    let events = machine.engine.status().events;
-    assert!(
-        events.iter().any(|event| event.kind == kind),
-        "{kind:?} in {events:#?}"
-    );
-}
-
 /// Length of what stands before an object in a local pack: length, checksum, id, note.
 const RECORD_HEAD: usize = 4 + 4 + 32 + 98;
 
@@ -94,7 +86,7 @@ fn a_lost_tree_node_gives_way_to_the_last_commit_and_nothing_is_thrown_away() {
             noise(1, 300_000),
             "object {number}"
         );
-        told(&machine, EventKind::OutboxDamage);
+        machine.told(EventKind::OutboxDamage);
         let aside = list_conflicts(&world.config(&name, 1)).unwrap();
         if aside.is_empty() {
             // A chunk: its file is damaged, and nothing else.
@@ -220,7 +212,7 @@ fn what_only_the_journal_names_is_missed_too() {
     bytes[hit.start + hit.len() / 2] ^= 1;
     std::fs::write(&pack, bytes).unwrap();
     let one = world.try_mount(config("one")).unwrap();
-    told(&one, EventKind::OutboxDamage);
+    one.told(EventKind::OutboxDamage);
     let casualties = one.engine.status().casualties;
     assert_eq!(casualties.len(), 1, "{casualties:?}");
     let named = [one.ino("/good").unwrap(), one.ino("/bad").unwrap()];

@@ -33,14 +33,6 @@ fn wait_for(machine: &Machine, what: &str, mut ready: impl FnMut(&Status) -> boo
     }
 }
 
-fn told(machine: &Machine, kind: EventKind) {
-    let events = machine.engine.status().events;
-    assert!(
-        events.iter().any(|event| event.kind == kind),
-        "{kind:?} in {events:#?}"
-    );
-}
-
 #[track_caller]
 fn is_refused(machine: &Machine) -> String {
     match machine.engine.sync_server(soon(90), |_| true) {
@@ -89,7 +81,7 @@ fn what_the_server_refuses_is_set_aside_and_only_what_needs_it_waits() {
     one.write("/big", &big);
     let why = is_refused(&one);
     assert!(why.contains("refuses object"), "{why}");
-    told(&one, EventKind::ObjectRefused);
+    one.told(EventKind::ObjectRefused);
     let ino = one.ino("/big").unwrap();
     let named = wait_for(&one, "the file is named", |status| {
         status.refused.len() == 1 && status.refused[0].files.contains(&ino)
@@ -241,7 +233,7 @@ fn a_refused_commit_is_told_and_does_not_stop_the_next() {
     one.write("/b", &noise(6, 300_000));
     let why = is_refused(&one);
     assert!(why.contains("refuses the restore point"), "{why}");
-    told(&one, EventKind::Refused);
+    one.told(EventKind::Refused);
     let status = one.engine.status();
     assert_eq!((status.stopped.clone(), status.held), (None, Some(why)));
     let told = |status: &Status| {

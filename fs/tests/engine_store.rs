@@ -226,6 +226,22 @@ fn a_damaged_copy_counts_as_absent() {
     assert_eq!(store.known(&sid(1)).unwrap(), Some(Known::Sent));
 }
 
+/// What only this machine has and cannot read is lost, which is told; absent is what the server may have.
+#[test]
+fn damage_in_the_outbox_is_a_loss_until_the_server_has_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path(), 1 << 30).unwrap();
+    store.put(sid(1), &[7; NOTE_LEN], &object(1, 1000)).unwrap();
+    let end = store.sync().unwrap();
+    let pack = packs(&dir.path().join("outbox")).pop().unwrap();
+    let mut file = OpenOptions::new().write(true).open(pack).unwrap();
+    file.seek(SeekFrom::Start(400)).unwrap();
+    file.write_all(b"xxxx").unwrap();
+    assert!(matches!(store.read(&sid(1)), Ok(Local::Lost)));
+    store.outbox().acknowledge(end);
+    assert!(matches!(store.read(&sid(1)), Ok(Local::Absent)));
+}
+
 /// A pack that somebody had removed from the outbox counted as sent: its objects were never sealed again, and commits
 /// that named them went out.
 #[test]

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use ed25519_dalek::SigningKey;
 use sealdrive::drive::{Answer, Cred, Drive, DriveError, Errno, NewNode, PlanPiece, SetAttr};
-use sealdrive::engine::{CrashPoints, Engine, EngineConfig, EngineError};
+use sealdrive::engine::{CrashPoints, Engine, EngineConfig, EngineError, Event, EventKind};
 use sealdrive_core::keys::{DomainKeys, DomainSecrets};
 use sealdrive_core::local::LocalKeys;
 use sealdrive_core::record::{FileKind, Ino, ROOT, Time};
@@ -315,6 +315,14 @@ impl Machine {
         // Only that it does not hang: two cores may be busy with ten of these.
         let done = self.engine.sync_server(soon(90), |_| true);
         assert_eq!(done, Ok(()), "{:#?}", self.engine.status());
+    }
+
+    /// Such an event was reported.
+    #[track_caller]
+    pub fn told(&self, kind: EventKind) {
+        let events = self.engine.status().events;
+        let is_it = |event: &Event| event.kind == kind;
+        assert!(events.iter().any(is_it), "{kind:?} in {events:#?}");
     }
 
     pub fn unmount(self) {
