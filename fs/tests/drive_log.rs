@@ -4,7 +4,9 @@
 #![allow(clippy::unwrap_used)]
 
 use bytes::Bytes;
-use sealdrive::drive::{Cred, Drive, Handle, LogData, NewNode, PlanPiece, Progress, Settle};
+use sealdrive::drive::{
+    Cred, Drive, Handle, LogData, NewNode, PlanPiece, Progress, SetAttr, Settle,
+};
 use sealdrive_core::journal::Entry;
 use sealdrive_core::record::{FileKind, Ino, ROOT, Time, ino_of};
 use sealdrive_core::reference::Reference;
@@ -150,6 +152,32 @@ fn a_checkpoint_that_does_not_come_about_leaves_what_it_had_taken_to_the_journal
     assert_eq!(content(&after, ino), content(&drive, ino));
     assert_eq!(content(&after, ino).len(), 150);
     assert_eq!(after.lookup(ROOT, b"file").unwrap().ino, ino);
+}
+
+/// A change of attributes is in no record until somebody asks for the records: it counts as the change that it is.
+#[test]
+fn nothing_counts_as_journaled_before_the_journal_is_durable() {
+    let (drive, ino, _open) = drive_with_file();
+    let progress = || drive.state_of(ino).unwrap().progress;
+    let journaled = || {
+        assert_eq!(progress(), Progress::Dirty);
+        drive.take_log(LogData::All).unwrap();
+        assert_eq!(progress(), Progress::Dirty, "taken is not yet durable");
+        drive.log_durable();
+        assert_eq!(progress(), Progress::Journaled);
+    };
+    journaled();
+    let set = SetAttr {
+        mode: Some(0o600),
+        ..SetAttr::default()
+    };
+    drive.setattr(ino, set, NOW).unwrap();
+    journaled();
+    write(&drive, ino, 0, 100);
+    journaled();
+    // Pages that the kernel kept change nothing but bytes.
+    drive.write(ino, 0, &[7; 100], false, None).unwrap();
+    journaled();
 }
 
 fn content(drive: &Drive, ino: Ino) -> Vec<u8> {
