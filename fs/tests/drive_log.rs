@@ -178,6 +178,11 @@ fn nothing_counts_as_journaled_before_the_journal_is_durable() {
     // Pages that the kernel kept change nothing but bytes.
     drive.write(ino, 0, &[7; 100], false, None).unwrap();
     journaled();
+    // The journal has the record, and not yet the bytes, which are about to be sealed.
+    write(&drive, ino, 0, 3 * MAX_CHUNK);
+    assert_eq!(logged(&drive, LogData::Background), 0);
+    drive.log_durable();
+    journaled();
 }
 
 fn content(drive: &Drive, ino: Ino) -> Vec<u8> {
