@@ -11,6 +11,7 @@ use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
+use std::time::SystemTime;
 
 use double::mounted::Mounted;
 use rustix::fs::{
@@ -154,6 +155,12 @@ fn direct_io_and_cached_io_see_each_other() {
     let mut block = vec![0; 4096];
     direct.read_exact_at(&mut block, 8192).unwrap();
     assert_eq!(&block[..6], b"cached");
+    // What passes by the kernel's pages is dated by the drive: the kernel has no time for it.
+    direct.set_modified(SystemTime::UNIX_EPOCH).unwrap();
+    direct.write_all_at(&content[..4096], 0).unwrap();
+    let ino = direct.metadata().unwrap().ino();
+    let dated = mount.double.drive.getattr(ino).unwrap().mtime;
+    assert!(dated.secs > 1_000_000_000, "{dated:?}");
     drop((direct, cached));
     mount.end();
 }

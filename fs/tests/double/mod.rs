@@ -53,7 +53,7 @@ impl Nodes for Store {
 
 /// The double. Its flags may be changed while it is mounted.
 pub struct Double {
-    drive: Drive,
+    pub drive: Drive,
     store: Store,
     stop: AtomicBool,
     /// No chunk is "local": every one goes the long way.
