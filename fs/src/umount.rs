@@ -167,7 +167,7 @@ pub fn umount(request: &Request, progress: &mut dyn FnMut(u64)) -> Result<Outcom
     match daemon {
         // Another mount of the same drive (a bind mount, a lazy detach with open files) keeps the daemon serving.
         Some(daemon) if !request.lazy && !still_mounted(&row.device) => {
-            Ok(daemon.wait(&directory, request.wait, progress))
+            Ok(daemon.wait(&directory, (request.wait, UMOUNT_STALL), progress))
         }
         None if crashed && !request.lazy => Ok(Outcome::Crashed),
         Some(_) | None => Ok(Outcome::Unknown),
@@ -191,10 +191,12 @@ impl Daemon {
         Some(Self { record, process })
     }
 
+    /// Until it has drained or gone, or the limit is over; without one, until the server has taken nothing for as long
+    /// as `stall`.
     fn wait(
         mut self,
         directory: &Path,
-        limit: Option<Duration>,
+        (limit, stall): (Option<Duration>, Duration),
         progress: &mut dyn FnMut(u64),
     ) -> Outcome {
         let limit = limit.or(self.record.umount_wait_ms.map(Duration::from_millis));
@@ -218,7 +220,7 @@ impl Daemon {
             if moved.0 != self.record.pending_bytes {
                 moved = (self.record.pending_bytes, crate::clock::now());
             }
-            let stalled = limit.is_none() && moved.1.elapsed() >= UMOUNT_STALL;
+            let stalled = limit.is_none() && moved.1.elapsed() >= stall;
             if stalled || left(end).is_zero() {
                 return Outcome::Pending {
                     bytes: self.record.pending_bytes,
@@ -304,7 +306,7 @@ mod tests {
         record.write(dir.path()).unwrap();
         let daemon = Daemon::hold(record).unwrap();
         let mut seen = 0;
-        let outcome = daemon.wait(dir.path(), None, &mut |bytes| seen = bytes);
+        let outcome = daemon.wait(dir.path(), (None, UMOUNT_STALL), &mut |bytes| seen = bytes);
         child.wait().unwrap();
         assert_eq!((outcome, seen), (Outcome::Pending { bytes: 5 }, 5));
         assert_eq!(outcome.exit_code(), 23);
@@ -325,21 +327,33 @@ mod tests {
         record.write(dir.path()).unwrap();
         let daemon = Daemon::hold(record.clone()).unwrap();
         assert_eq!(
-            daemon.wait(dir.path(), Some(Duration::ZERO), &mut |_| {}),
+            daemon.wait(
+                dir.path(),
+                (Some(Duration::ZERO), UMOUNT_STALL),
+                &mut |_| {}
+            ),
             Outcome::Pending { bytes: 3 }
         );
         record.umount_wait_ms = Some(0);
         let daemon = Daemon::hold(record.clone()).unwrap();
         assert_eq!(
-            daemon.wait(dir.path(), None, &mut |_| {}),
+            daemon.wait(dir.path(), (None, UMOUNT_STALL), &mut |_| {}),
             Outcome::Pending { bytes: 3 },
             "the mount's own limit counts where the caller names none"
         );
         record.umount_wait_ms = None;
+        record.write(dir.path()).unwrap();
+        let daemon = Daemon::hold(record.clone()).unwrap();
+        assert_eq!(
+            daemon.wait(dir.path(), (None, LOOK_EVERY * 2), &mut |_| {}),
+            Outcome::Pending { bytes: 3 },
+            "without any limit it ends when the server takes nothing any more"
+        );
         record.phase = Phase::Drained;
         record.write(dir.path()).unwrap();
         let daemon = Daemon::hold(record.clone()).unwrap();
-        assert_eq!(daemon.wait(dir.path(), None, &mut |_| {}), Outcome::Drained);
+        let outcome = daemon.wait(dir.path(), (None, UMOUNT_STALL), &mut |_| {});
+        assert_eq!(outcome, Outcome::Drained);
         assert_eq!(record.again(dir.path()), None);
     }
 }
