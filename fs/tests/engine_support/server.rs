@@ -119,8 +119,8 @@ impl MemoryServer {
         }
     }
 
-    /// What no device may do, whatever answers were lost: sign two commits with one number of its own, or another one in
-    /// the place of one that was not answered. Whoever sees both could not tell it from a fork.
+    /// What no device may do, whatever answers were lost: sign two commits with one number of its own, or another one
+    /// in the place of one that was not answered. Whoever sees both could not tell it from a fork.
     fn check_signed(&self, commit: &Bytes, refused: bool) {
         let fields = |bytes: &Bytes| SignedCommit::parse(bytes).unwrap().fields().clone();
         let new = fields(commit);
