@@ -35,7 +35,7 @@ pub const SEAL_AT_ONCE: usize = 4 << 20;
 /// Length at which a journal segment is closed, bytes: bounds what one file's replay holds.
 pub const SEGMENT_SIZE: u64 = 32 << 20;
 /// Journal bytes that force a checkpoint even when no server is reached: bounds replay after a crash, which takes some
-/// 9 ms of processor for each MiB and all of it in memory, so that a mount answers within 2 s and in 256 MiB.
+/// 8 ms for each MiB and all of it in memory, so that a mount answers within 2 s and in 256 MiB.
 pub const JOURNAL_CHECKPOINT: u64 = 96 << 20;
 /// Overlay bytes that force a checkpoint: bounds memory.
 pub const OVERLAY_CHECKPOINT: usize = 24 << 20;

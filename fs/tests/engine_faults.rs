@@ -1,4 +1,4 @@
-//! What goes wrong and must not matter: power cuts, cut streams, lost answers, poison, other devices, full disks.
+//! What goes wrong and must not matter: power cuts, cut streams, lost answers, other devices, full disks.
 
 #![allow(clippy::unwrap_used, unreachable_pub)]
 

@@ -84,6 +84,11 @@ impl Rig {
         }
     }
 
+    /// Somebody else takes all that is free, and what the reserve was.
+    fn crowd(&self) {
+        self.disk.set_capacity(self.disk.used() - MIB);
+    }
+
     fn offline(&self, offline: bool) {
         let faults = &self.world.server.faults;
         faults.offline.store(offline, Ordering::SeqCst);
@@ -284,8 +289,7 @@ fn what_a_commit_covers_makes_room_for_what_was_accepted() {
         rig.put(&machine).unwrap();
     }
     machine.sync();
-    // Somebody else takes all that is free, and what the reserve was.
-    rig.disk.set_capacity(rig.disk.used() - MIB);
+    rig.crowd();
     for _ in 0..2 {
         rig.put(&machine).unwrap();
     }
@@ -385,8 +389,7 @@ fn changes_that_no_checkpoint_has_room_for_are_refused() {
     let machine = rig.mount();
     rig.put(&machine).unwrap();
     machine.engine.sync_local().unwrap();
-    // Somebody else takes all that is free, and what the reserve was.
-    rig.disk.set_capacity(rig.disk.used() - MIB);
+    rig.crowd();
     let (first, content) = rig.files.pop_first().unwrap();
     let mut name = first[1..].to_owned();
     let rename = |from: &str, to: &str| {

@@ -16,6 +16,7 @@ use sealdrive_runtime::sync::{Condvar, Mutex, MutexGuard};
 use super::errno::{Answer, Errno};
 use super::state::State;
 use super::{Attr, Drive, Usage};
+use crate::clock;
 
 /// Bytes written and not yet sealed, in all: beyond it writers wait for writeback. Less where the disk is nearly full.
 pub const DIRTY_BUDGET: u64 = 64 << 20;
@@ -23,8 +24,8 @@ pub const DIRTY_BUDGET: u64 = 64 << 20;
 pub const OVERLAY_LIMIT: usize = 128 << 20;
 /// How often a waiting change looks again even if nobody woke it.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
-/// So often it looks before it is refused: what the kernel waits for must end, or its caller cannot even be killed.
-const LOOKS: usize = 120;
+/// Longest time it waits: what the kernel waits for must end, or its caller cannot even be killed.
+const WAIT_LIMIT: Duration = Duration::from_secs(120);
 
 /// What a change needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,7 +73,7 @@ impl Drive {
         self.room.notify_all();
     }
 
-    /// No checkpoint finds room: changes beyond [`OVERLAY_LIMIT`] get this error instead of waiting. `None`: one did.
+    /// No checkpoint finds room: changes beyond [`OVERLAY_LIMIT`] get this error instead of waiting. `None`: they wait.
     pub fn refuse_records(&self, refusal: Option<Errno>) {
         self.peek().no_checkpoint = refusal;
         self.room.notify_all();
@@ -217,7 +218,7 @@ impl Drive {
     /// The state, to change it: waits its turn.
     pub(super) fn enter(&self, need: Need) -> Answer<MutexGuard<'_, State>> {
         let mut guard = self.lock()?;
-        let mut looks = 0;
+        let mut until = None;
         loop {
             if guard.closed {
                 return Err(Errno::EIO.into());
@@ -231,16 +232,17 @@ impl Drive {
             if !guard.must_wait(need) {
                 break;
             }
-            if looks == LOOKS {
+            // Not counted in looks: each may be cut short by somebody who wakes all.
+            let now = clock::now();
+            if now >= *until.get_or_insert(now + WAIT_LIMIT) {
                 return Err(Errno::EIO.into());
             }
             guard.asked = true;
             self.work.notify_all();
-            let (next, waited) = self
+            let (next, _) = self
                 .room
                 .wait_timeout(guard, LOOK_AGAIN)
                 .map_err(|_| Errno::EIO)?;
-            looks += usize::from(waited.timed_out());
             guard = next;
         }
         guard.counters()?;
