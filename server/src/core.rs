@@ -52,8 +52,6 @@ pub struct Core {
     pub identity: Identity,
     /// Data directory, for invitations.
     pub data: PathBuf,
-    /// Bytes an account may store; `None`: no bound.
-    pub quota: Option<u64>,
     locks: [Arc<tokio::sync::Mutex<()>>; LOCKS],
     heads: Mutex<HashMap<DriveId, watch::Sender<u64>>>,
     stop: watch::Sender<bool>,
@@ -61,20 +59,13 @@ pub struct Core {
 
 impl Core {
     /// Around a store whose control records were applied to `book`.
-    pub fn new(
-        book: Book,
-        store: Store,
-        identity: Identity,
-        data: PathBuf,
-        quota: Option<u64>,
-    ) -> Self {
+    pub fn new(book: Book, store: Store, identity: Identity, data: PathBuf) -> Self {
         Self {
             book,
             store,
             sessions: Sessions::default(),
             identity,
             data,
-            quota,
             locks: std::array::from_fn(|_| Arc::default()),
             heads: Mutex::default(),
             stop: watch::Sender::new(false),

@@ -23,6 +23,6 @@ pub mod tls;
 pub use service::listen;
 
 pub use running::{
-    Config, Counts, Options, Running, Server, StartError, invite, open_core, open_core_on,
-    rebuild_index, status,
+    Config, Counts, Running, Server, StartError, invite, open_core, open_core_on, rebuild_index,
+    status,
 };

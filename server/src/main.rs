@@ -9,7 +9,8 @@ use std::path::PathBuf;
 use anyhow::{Context as _, bail};
 use clap::{Parser, Subcommand};
 use sealdrive_proto::connect::is_loopback;
-use sealdrive_server::{Config, Options, Server, notify};
+use sealdrive_server::store::StoreOptions;
+use sealdrive_server::{Config, Server, notify};
 
 /// Keeps sealed objects for sealdrive clients. It holds no key and can read none of them.
 #[derive(Parser)]
@@ -102,9 +103,9 @@ fn main() -> anyhow::Result<()> {
             };
             serve(
                 config,
-                Options {
+                StoreOptions {
                     quota: account_quota,
-                    ..Options::default()
+                    ..StoreOptions::default()
                 },
             )
         }
@@ -139,7 +140,7 @@ fn main() -> anyhow::Result<()> {
     }
 }
 
-fn serve(config: Config, options: Options) -> anyhow::Result<()> {
+fn serve(config: Config, options: StoreOptions) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Runtime::new().context("no runtime")?;
     runtime.block_on(async {
         let running = Server::start_with(config, options).await?;

@@ -80,15 +80,6 @@ pub enum StartError {
 /// The server.
 pub struct Server;
 
-/// What an operator or a test may set beside the configuration.
-#[derive(Clone, Default)]
-pub struct Options {
-    /// How the store behaves.
-    pub store: StoreOptions,
-    /// Bytes an account may store; `None`: no bound.
-    pub quota: Option<u64>,
-}
-
 /// A server that serves. Dropping it is pulling the plug: nothing is finished, and nothing acknowledged is lost.
 pub struct Running {
     address: SocketAddr,
@@ -197,25 +188,25 @@ fn open_book(opened: Opened, server_pk: [u8; 32]) -> (Book, Store, usize) {
 
 /// Identity, store and book of a data directory: everything a server is but for its network. The caller sees to it that
 /// no other works on the directory.
-pub fn open_core(data: &Path, options: Options) -> Result<Core, StartError> {
+pub fn open_core(data: &Path, options: StoreOptions) -> Result<Core, StartError> {
     let identity = open_identity(data)?;
-    let opened = Store::open_with(data, options.store)?;
-    Ok(core_of(opened, identity, data.to_owned(), options.quota))
+    let opened = Store::open_with(data, options)?;
+    Ok(core_of(opened, identity, data.to_owned()))
 }
 
 /// The same with the store on any medium. Without a directory it has no invitations.
 pub fn open_core_on(
     medium: &dyn Medium,
     identity: Identity,
-    options: Options,
+    options: StoreOptions,
 ) -> Result<Core, StartError> {
-    let opened = Store::open_on(medium, options.store)?;
-    Ok(core_of(opened, identity, PathBuf::new(), options.quota))
+    let opened = Store::open_on(medium, options)?;
+    Ok(core_of(opened, identity, PathBuf::new()))
 }
 
-fn core_of(opened: Opened, identity: Identity, data: PathBuf, quota: Option<u64>) -> Core {
+fn core_of(opened: Opened, identity: Identity, data: PathBuf) -> Core {
     let (book, store, _) = open_book(opened, identity.public());
-    Core::new(book, store, identity, data, quota)
+    Core::new(book, store, identity, data)
 }
 
 fn log_broken(owner: [u8; 32], error: &BookError) {
@@ -225,11 +216,11 @@ fn log_broken(owner: [u8; 32], error: &BookError) {
 impl Server {
     /// Opens everything and serves until told to stop.
     pub async fn start(config: Config) -> Result<Running, StartError> {
-        Self::start_with(config, Options::default()).await
+        Self::start_with(config, StoreOptions::default()).await
     }
 
     /// As `start`, with options.
-    pub async fn start_with(config: Config, options: Options) -> Result<Running, StartError> {
+    pub async fn start_with(config: Config, options: StoreOptions) -> Result<Running, StartError> {
         if config.plaintext_loopback && !config.listen.ip().is_loopback() {
             return Err(StartError::Plaintext(config.listen));
         }

@@ -51,29 +51,6 @@ fn the_same_seed_is_the_same_world() {
     assert_eq!(digests.len() as u64, TWICE.end - TWICE.start);
 }
 
-/// Worlds in which something once went wrong, each with its story.
-const STORIES: &[(u64, &str)] = &[
-    (
-        1063,
-        "the disk failed while a commit waited for acknowledgements; the wait was taken for done, and the commit named \
-         objects that were never sent",
-    ),
-    (
-        439,
-        "a full disk cut an append short, and it was done again",
-    ),
-    (1636, "the same, in another place"),
-];
-
-#[test]
-fn what_once_went_wrong_goes_well() {
-    for (seed, story) in STORIES {
-        if let Err(trouble) = run(*seed).result {
-            panic!("seed {seed} ({story}): {trouble}");
-        }
-    }
-}
-
 #[test]
 fn after_a_short_workload_any_power_cut_leaves_what_was_fsynced() {
     let all = Workload::all(3);
@@ -120,6 +97,7 @@ fn what_was_promised_is_found_again() {
         ("idle power cuts", sum.idle_cuts),
         ("failed servers", sum.server_restarts),
         ("refusals", sum.refusals),
+        ("refusals for want of room on the server", sum.over_quota),
         ("lost names", disks("name step lost")),
         ("lost or torn writes", disks("write lost or torn")),
         ("failed writes", disks("write: EIO")),

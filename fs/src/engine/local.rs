@@ -3,6 +3,7 @@
 //! Invariant: opening changes nothing but torn tails and what is damaged, which is healed or set aside, and told.
 //! Used for the drive itself, and for a branch that was set aside.
 
+use std::io;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -12,6 +13,7 @@ use sealdrive_core::seal::Compress;
 use sealdrive_pack::Medium;
 use sealdrive_proto::id::{DriveId, Sid};
 use sealdrive_runtime::channel::{Receiver, sync_channel};
+use sealdrive_runtime::thread;
 
 use super::EngineError;
 use super::blobs::Blobs;
@@ -54,13 +56,19 @@ impl Local {
         events: &Arc<Events>,
     ) -> Result<Self, EngineError> {
         let records = Records::open(dir, owner.drive, &owner.local)?;
-        let store = Arc::new(Store::open(Arc::clone(dir), owner.cache_budget)?);
+        let broken = |e| EngineError::Io("opening the journal", e);
+        let journal = dir.directory("journal").map_err(broken)?;
+        let (drive, local) = (owner.drive, Arc::clone(&owner.local));
+        // Side by side with the store: after a crash both have much to read, and neither needs the other.
+        let opening = thread::spawn("open-journal", move || Journal::open(journal, drive, local))
+            .map_err(broken)?;
+        let store = Store::open(Arc::clone(dir), owner.cache_budget);
+        let opened = opening.join();
+        let store = Arc::new(store?);
+        let (journal, replay) =
+            opened.map_err(|_| broken(io::Error::other("reading it broke off")))??;
         let (sender, copies) = sync_channel(CACHE_QUEUE);
         let events = Arc::clone(events);
-        let journal = dir
-            .directory("journal")
-            .map_err(|e| EngineError::Io("opening the journal", e))?;
-        let (journal, replay) = Journal::open(journal, owner.drive, Arc::clone(&owner.local))?;
         tell_damage(&events, &records, &store, &replay);
         Ok(Self {
             records,

@@ -32,9 +32,6 @@ pub enum CallError {
     /// The collection generation of the session is old.
     #[error("the collection generation has moved on")]
     OldGeneration,
-    /// The account may not store more.
-    #[error("the account's quota is used up")]
-    OverQuota,
     /// Asked to stop while the call was under way.
     #[error("the server is stopping")]
     Stopping,

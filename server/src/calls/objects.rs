@@ -41,9 +41,6 @@ struct Upload {
     lease_epoch: u64,
     domain: DomainId,
     next: u64,
-    /// Bytes the domain stores, with what this stream has sent. Only a bound: repeated objects count until the next
-    /// stream, and those of other streams from then on.
-    used: u64,
 }
 
 impl Upload {
@@ -58,7 +55,6 @@ impl Upload {
         }
         let drive = field(&open.drive, "drive")?;
         let domain = caller.account.private_domain();
-        let used = core.store.usage(&domain)?;
         let upload = Self {
             core,
             caller,
@@ -66,7 +62,6 @@ impl Upload {
             lease_epoch: open.lease_epoch,
             domain,
             next: 1,
-            used,
         };
         upload.check_lease()?;
         Ok(upload)
@@ -105,16 +100,12 @@ impl Upload {
             if header.domain != self.domain {
                 return Err(CallError::NotFound);
             }
-            self.used = self.used.saturating_add(object.len() as u64);
             records.push(Record::new(
                 PackKind::Object,
                 self.domain.0,
                 header.sid.0,
                 object,
             ));
-        }
-        if self.core.quota.is_some_and(|quota| self.used > quota) {
-            return Err(CallError::OverQuota);
         }
         self.next += count;
         let core = Arc::clone(&self.core);

@@ -20,7 +20,6 @@ impl From<CallError> for Status {
             CallError::NotFound => not_found(),
             CallError::Invalid(what) => Self::invalid_argument(what),
             error @ CallError::OldGeneration => Self::failed_precondition(error.to_string()),
-            error @ CallError::OverQuota => Self::resource_exhausted(error.to_string()),
             error @ CallError::Stopping => Self::unavailable(error.to_string()),
             CallError::Damaged(what) => Self::data_loss(what),
             CallError::Interrupted(what) => Self::internal(what),
@@ -53,6 +52,7 @@ pub(super) fn book_status(error: BookError) -> Status {
 pub(super) fn store_status(error: StoreError) -> Status {
     match error {
         StoreError::NoSpace => Status::resource_exhausted("the server has no space left"),
+        error @ StoreError::OverQuota => Status::resource_exhausted(error.to_string()),
         error => {
             tracing::error!(%error, "store");
             Status::unavailable("the server's storage has failed")

@@ -10,6 +10,7 @@ mod control;
 mod indexer;
 mod open;
 mod packs;
+mod usage;
 mod writer;
 
 use std::collections::HashMap;
@@ -55,6 +56,8 @@ pub struct StoreOptions {
     pub reserve_bytes: u64,
     /// Space held for the index alone, bytes.
     pub index_reserve: u64,
+    /// Bytes that one owner's objects may take, as the packs hold them; `None`: no bound.
+    pub quota: Option<u64>,
     /// Named crash points, for tests.
     pub crash: Option<CrashHook>,
 }
@@ -65,6 +68,7 @@ impl Default for StoreOptions {
             pack_bytes: PACK_BYTES,
             reserve_bytes: RESERVE_BYTES,
             index_reserve: INDEX_RESERVE,
+            quota: None,
             crash: None,
         }
     }
@@ -85,6 +89,9 @@ pub enum StoreError {
     /// The disk is full, or nearly. Nothing was lost; later it may work again.
     #[error("no space left")]
     NoSpace,
+    /// The owner may not store more: nothing of the put was.
+    #[error("the account's quota is used up")]
+    OverQuota,
     /// A write or sync failed, or the store is closed: nothing is taken any more.
     #[error("the store has stopped")]
     Stopped,
@@ -400,11 +407,6 @@ impl Store {
     pub fn suspects(&self, domain: &DomainId, limit: usize) -> Result<Vec<Sid>, StoreError> {
         let found = self.0.shared.index.suspects(domain.as_bytes(), limit)?;
         Ok(found.into_iter().map(Sid).collect())
-    }
-
-    /// Stored bytes of a domain's objects, as far as indexed.
-    pub fn usage(&self, domain: &DomainId) -> Result<u64, StoreError> {
-        Ok(self.0.shared.index.usage(domain.as_bytes())?)
     }
 
     /// Rows in the index, without the tail, and bytes of objects.

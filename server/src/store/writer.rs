@@ -1,8 +1,9 @@
 //! The writer thread: takes puts in order, appends, syncs once for all that wait, then answers.
 //!
 //! Order of a group: append → sync → visible in the tail → acknowledge → hand to the indexer. While one sync runs, the
-//! next group gathers by itself, so nobody waits for a timer. Invariant: a put is appended whole or not at all; after a
-//! failed sync nothing is acknowledged any more. Called by `Store`.
+//! next group gathers by itself, so nobody waits for a timer. Invariant: a put is appended whole or not at all, and not
+//! if its owner would then have more than the quota; after a failed sync nothing is acknowledged any more. Called by
+//! `Store`.
 
 use std::collections::HashMap;
 use std::io;
@@ -15,9 +16,10 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::indexer::Batch;
 use super::open::Continuation;
+use super::usage::Usage;
 use super::{Job, Latest, Order, Put, Shared, StoreError};
 use crate::clock::unix_ms;
-use crate::index::{Checkpoint, Row, RowKey};
+use crate::index::{Checkpoint, IndexError, Row, RowKey};
 use crate::limits::{CONTROL_PART, GROUP_BYTES};
 
 struct Thread {
@@ -26,6 +28,24 @@ struct Thread {
     pack: Option<Writer>,
     next_pack: u64,
     next_sequence: u64,
+    usage: Usage,
+}
+
+/// Why one put is not in the group.
+enum NotPlaced {
+    /// That concerns only this put.
+    Refused(StoreError),
+    /// That is the end.
+    Failed(PackError),
+}
+
+impl From<PackError> for NotPlaced {
+    fn from(error: PackError) -> Self {
+        match error {
+            PackError::NoSpace => Self::Refused(StoreError::NoSpace),
+            error => Self::Failed(error),
+        }
+    }
 }
 
 /// Where a caller waits for what became of its records.
@@ -57,6 +77,7 @@ pub(super) fn start(
         pack: writer,
         next_pack,
         next_sequence,
+        usage: Usage::default(),
     };
     thread::spawn("pack-writer", move || thread.run(queue))
 }
@@ -88,14 +109,14 @@ impl Thread {
                 _room,
             } = put;
             let placed = if free < self.needs(&records) {
-                Err(PackError::NoSpace)
+                Err(PackError::NoSpace.into())
             } else {
                 self.place(records, &mut group)
             };
             match placed {
                 Ok(placed) => group.answers.push((reply, placed)),
-                Err(PackError::NoSpace) => drop(reply.send(Err(StoreError::NoSpace))),
-                Err(error) => return Err(error),
+                Err(NotPlaced::Refused(why)) => drop(reply.send(Err(why))),
+                Err(NotPlaced::Failed(error)) => return Err(error),
             }
         }
         if !group.written.is_empty()
@@ -129,7 +150,7 @@ impl Thread {
     }
 
     /// Appends what is new of one put, all or nothing.
-    fn place(&mut self, records: Vec<Record>, group: &mut Group) -> Result<Vec<Put>, PackError> {
+    fn place(&mut self, records: Vec<Record>, group: &mut Group) -> Result<Vec<Put>, NotPlaced> {
         let mut puts: Vec<Put> = Vec::with_capacity(records.len());
         let mut new: Vec<Record> = Vec::with_capacity(records.len());
         let mut within: HashMap<RowKey, [u8; 32]> = HashMap::new();
@@ -156,8 +177,44 @@ impl Thread {
             puts.push(Put::Stored);
             new.push(record);
         }
+        self.check_quota(&new)?;
         self.append(&new, group)?;
         Ok(puts)
+    }
+
+    /// Refuses what would give an owner more than the quota. What stands already is not among `new`.
+    fn check_quota(&mut self, new: &[Record]) -> Result<(), NotPlaced> {
+        let Some(quota) = self.shared.options.quota else {
+            return Ok(());
+        };
+        let mut more: HashMap<[u8; 32], u64> = HashMap::new();
+        for object in new.iter().filter(|new| new.kind == RecordKind::Object) {
+            *more.entry(object.owner).or_default() += object.payload().len() as u64;
+        }
+        for (owner, more) in more {
+            let used = self.usage.of(&self.shared.index, &owner);
+            if used.map_err(look_up)?.saturating_add(more) > quota {
+                return Err(NotPlaced::Refused(StoreError::OverQuota));
+            }
+        }
+        Ok(())
+    }
+
+    /// Counts what a record changes about its owner's objects, as the index will.
+    fn count(&mut self, key: &RowKey, row: Option<Row>, group: &Group) -> Result<(), PackError> {
+        if self.shared.options.quota.is_none() || key.kind != RecordKind::Object {
+            return Ok(());
+        }
+        // An object is written only where none stands.
+        let gone = match row {
+            Some(_) => None,
+            None => self.standing(key, group)?,
+        };
+        let len = |row: Option<Row>| row.map_or(0, |row| u64::from(row.location.len));
+        let used = self.usage.of(&self.shared.index, &key.owner);
+        let used = used.map_err(look_up)?;
+        *used = used.saturating_add(len(row)).saturating_sub(len(gone));
+        Ok(())
     }
 
     fn append(&mut self, new: &[Record], group: &mut Group) -> Result<(), PackError> {
@@ -171,6 +228,7 @@ impl Thread {
         self.next_sequence += entries.len() as u64;
         for entry in entries {
             let (key, row) = RowKey::changed_by(id, &entry);
+            self.count(&key, row, group)?;
             group.pending.insert(
                 key,
                 Latest {
@@ -189,11 +247,7 @@ impl Thread {
             return Ok(latest.row);
         }
         let found = self.shared.lookup(std::slice::from_ref(key));
-        let found = found.map_err(|error| PackError::Io {
-            what: "look up",
-            source: io::Error::other(error),
-        })?;
-        Ok(found[0])
+        Ok(found.map_err(look_up)?[0])
     }
 
     /// Seals the open pack when it is full and opens the next one.
@@ -264,6 +318,13 @@ impl Thread {
                 checkpoint,
             });
         }
+    }
+}
+
+fn look_up(error: IndexError) -> PackError {
+    PackError::Io {
+        what: "look up",
+        source: io::Error::other(error),
     }
 }
 

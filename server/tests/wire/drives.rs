@@ -5,13 +5,13 @@ use std::time::Duration;
 use crate::rig::{Client, bytes_of, serve};
 use sealdrive_proto::commit::SignedCommit;
 use sealdrive_proto::v1;
-use sealdrive_server::Options;
+use sealdrive_server::store::StoreOptions;
 use tonic::Code;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_take_over_fences_the_former_holder() {
     let dir = tempfile::tempdir().unwrap();
-    let server = serve(dir.path(), Options::default()).await;
+    let server = serve(dir.path(), StoreOptions::default()).await;
     let mut first = Client::new(&server, 1).await;
     let mut second = first.second(&server, 2).await;
     let one = first.lease(false, 0).await.unwrap();
@@ -58,7 +58,7 @@ async fn a_take_over_fences_the_former_holder() {
 
     // The epochs survive: a lease of the past is past for ever.
     drop(server);
-    let server = serve(dir.path(), Options::default()).await;
+    let server = serve(dir.path(), StoreOptions::default()).await;
     let second = second.again(&server).await;
     let (stale, stale_body) = second.sign_commit(&[commit, next], two.lease_epoch);
     assert!(!second.commit(&stale, &stale_body).await.unwrap().accepted);
@@ -68,7 +68,7 @@ async fn a_take_over_fences_the_former_holder() {
 #[tokio::test(flavor = "multi_thread")]
 async fn heads_move_one_commit_at_a_time() {
     let dir = tempfile::tempdir().unwrap();
-    let server = serve(dir.path(), Options::default()).await;
+    let server = serve(dir.path(), StoreOptions::default()).await;
     let mut client = Client::new(&server, 1).await;
     let epoch = client.lease(false, 0).await.unwrap().lease_epoch;
     let head = client.head().await;
@@ -136,7 +136,7 @@ async fn heads_move_one_commit_at_a_time() {
 
     // After a crash everything is known again, also what a skip hash may reach: commit 10 skips to 8.
     drop(server);
-    let server = serve(dir.path(), Options::default()).await;
+    let server = serve(dir.path(), StoreOptions::default()).await;
     let client = client.again(&server).await;
     let (mut next, body) = client.sign_commit(&chain, epoch);
     let mut fields = next.fields().clone();
@@ -166,7 +166,7 @@ async fn heads_move_one_commit_at_a_time() {
 
     // And the packs alone know it all.
     std::fs::remove_file(dir.path().join("index.redb")).unwrap();
-    let server = serve(dir.path(), Options::default()).await;
+    let server = serve(dir.path(), StoreOptions::default()).await;
     let client = client.again(&server).await;
     assert_eq!(client.head().await.commit, bytes_of(chain[9].bytes()));
     server.shutdown().await.unwrap();
@@ -175,7 +175,7 @@ async fn heads_move_one_commit_at_a_time() {
 #[tokio::test(flavor = "multi_thread")]
 async fn of_many_who_swap_at_once_one_wins() {
     let dir = tempfile::tempdir().unwrap();
-    let server = serve(dir.path(), Options::default()).await;
+    let server = serve(dir.path(), StoreOptions::default()).await;
     let mut client = Client::new(&server, 1).await;
     let epoch = client.lease(false, 0).await.unwrap().lease_epoch;
     let rivals: Vec<_> = (0..16)
@@ -215,7 +215,7 @@ async fn of_many_who_swap_at_once_one_wins() {
 #[tokio::test(flavor = "multi_thread")]
 async fn watchers_see_each_change() {
     let dir = tempfile::tempdir().unwrap();
-    let server = serve(dir.path(), Options::default()).await;
+    let server = serve(dir.path(), StoreOptions::default()).await;
     let mut client = Client::new(&server, 1).await;
     let watch = v1::WatchHeadRequest {
         drive: bytes_of(&client.drive().0),
@@ -252,7 +252,7 @@ async fn watchers_see_each_change() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_signed_call_counts_once() {
     let dir = tempfile::tempdir().unwrap();
-    let server = serve(dir.path(), Options::default()).await;
+    let server = serve(dir.path(), StoreOptions::default()).await;
     let mut client = Client::new(&server, 1).await;
     client.lease(false, 0).await.unwrap();
     client.calls -= 1;

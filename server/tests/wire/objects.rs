@@ -6,14 +6,13 @@ use crate::rig::{Client, GC, bytes_of, object, serve, sid};
 use bytes::Bytes;
 use sealdrive_proto::limits::{MAX_FETCH, MAX_FIND};
 use sealdrive_proto::v1;
-use sealdrive_server::Options;
 use sealdrive_server::store::StoreOptions;
 use tonic::Code;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn acknowledged_objects_survive_the_plug_being_pulled() {
     let dir = tempfile::tempdir().unwrap();
-    let server = serve(dir.path(), Options::default()).await;
+    let server = serve(dir.path(), StoreOptions::default()).await;
     let mut client = Client::new(&server, 1).await;
     let epoch = client.lease(false, 0).await.unwrap().lease_epoch;
     let objects: Vec<Bytes> = (0..40)
@@ -34,7 +33,7 @@ async fn acknowledged_objects_survive_the_plug_being_pulled() {
     }
     drop(server);
 
-    let server = serve(dir.path(), Options::default()).await;
+    let server = serve(dir.path(), StoreOptions::default()).await;
     let client = client.again(&server).await;
     let sids: Vec<_> = (0..41).map(sid).collect();
     assert_eq!(client.missing(&sids).await.unwrap(), [40]);
@@ -70,7 +69,7 @@ async fn acknowledged_objects_survive_the_plug_being_pulled() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_damaged_object_is_missing_and_takes_a_new_copy() {
     let dir = tempfile::tempdir().unwrap();
-    let server = serve(dir.path(), Options::default()).await;
+    let server = serve(dir.path(), StoreOptions::default()).await;
     let mut client = Client::new(&server, 1).await;
     let epoch = client.lease(false, 0).await.unwrap().lease_epoch;
     let objects: Vec<Bytes> = (0..3).map(|n| object(client.domain(), n, 9000)).collect();
@@ -107,7 +106,7 @@ async fn a_damaged_object_is_missing_and_takes_a_new_copy() {
     // The packs alone tell the same.
     let counts = sealdrive_server::rebuild_index(dir.path()).unwrap();
     assert_eq!((counts.accounts, counts.drives), (1, 1));
-    let server = serve(dir.path(), Options::default()).await;
+    let server = serve(dir.path(), StoreOptions::default()).await;
     let client = client.again(&server).await;
     assert_eq!(
         client.fetch(&[sid(0), sid(1), sid(2)]).await.unwrap(),
@@ -119,7 +118,7 @@ async fn a_damaged_object_is_missing_and_takes_a_new_copy() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_no_object_of_this_domain_is_refused() {
     let dir = tempfile::tempdir().unwrap();
-    let server = serve(dir.path(), Options::default()).await;
+    let server = serve(dir.path(), StoreOptions::default()).await;
     let (mut client, other) = (
         Client::new(&server, 1).await,
         Client::new(&server, 50).await,
@@ -231,9 +230,9 @@ async fn quota_and_full_disk_are_told_and_nothing_is_lost() {
     let quota = Some(100_000);
     let server = serve(
         dir.path(),
-        Options {
+        StoreOptions {
             quota,
-            ..Options::default()
+            ..StoreOptions::default()
         },
     )
     .await;
@@ -241,18 +240,21 @@ async fn quota_and_full_disk_are_told_and_nothing_is_lost() {
     let epoch = client.lease(false, 0).await.unwrap().lease_epoch;
     let objects: Vec<Bytes> = (0..10).map(|n| object(client.domain(), n, 9000)).collect();
     client.upload(epoch, objects.clone()).await.unwrap();
+    // A stream of its own, at once: what the index does not have yet counts.
     let over = client
-        .upload(epoch, vec![object(client.domain(), 20, 9000)])
-        .await;
-    // The index follows within INDEX_DELAY; until then a new stream may start from an older count.
-    if over.is_ok() {
-        tokio::time::sleep(Duration::from_millis(600)).await;
-        let over = client
-            .upload(epoch, vec![object(client.domain(), 21, 9000)])
-            .await
-            .unwrap_err();
-        assert_eq!(over.code(), Code::ResourceExhausted);
-    }
+        .upload(
+            epoch,
+            vec![
+                object(client.domain(), 20, 9000),
+                object(client.domain(), 21, 9000),
+            ],
+        )
+        .await
+        .unwrap_err();
+    assert_eq!(over.code(), Code::ResourceExhausted);
+    assert!(over.message().contains("quota"), "{over}");
+    // What it has it takes again: the answer may have been lost.
+    client.upload(epoch, objects.clone()).await.unwrap();
     assert_eq!(
         client
             .fetch(&(0..10).map(sid).collect::<Vec<_>>())
@@ -266,14 +268,7 @@ async fn quota_and_full_disk_are_told_and_nothing_is_lost() {
         reserve_bytes: u64::MAX,
         ..StoreOptions::default()
     };
-    let server = serve(
-        dir.path(),
-        Options {
-            store,
-            ..Options::default()
-        },
-    )
-    .await;
+    let server = serve(dir.path(), store).await;
     let client = client.again(&server).await;
     let full = client
         .upload(epoch, vec![object(client.domain(), 30, 9000)])
@@ -291,7 +286,7 @@ async fn quota_and_full_disk_are_told_and_nothing_is_lost() {
 #[tokio::test(flavor = "multi_thread")]
 async fn shutdown_is_quick_with_streams_open_and_health_is_told() {
     let dir = tempfile::tempdir().unwrap();
-    let server = serve(dir.path(), Options::default()).await;
+    let server = serve(dir.path(), StoreOptions::default()).await;
     let mut client = Client::new(&server, 1).await;
     let epoch = client.lease(false, 0).await.unwrap().lease_epoch;
     let mut health =

@@ -20,7 +20,8 @@ use sealdrive_proto::v1;
 use sealdrive_proto::v1::account_service_client::AccountServiceClient;
 use sealdrive_proto::v1::drive_service_client::DriveServiceClient;
 use sealdrive_proto::v1::object_service_client::ObjectServiceClient;
-use sealdrive_server::{Config, Options, Running, Server};
+use sealdrive_server::store::StoreOptions;
+use sealdrive_server::{Config, Running, Server};
 use tokio_stream::StreamExt as _;
 use tonic::metadata::MetadataValue;
 use tonic::transport::Channel;
@@ -32,7 +33,7 @@ use tonic::{Request, Status, Streaming};
 pub(crate) const GC: u64 = 1;
 
 /// Starts a server with TLS on a free port of loopback.
-pub(crate) async fn serve(data: &Path, options: Options) -> Running {
+pub(crate) async fn serve(data: &Path, options: StoreOptions) -> Running {
     let config = Config {
         data: data.into(),
         listen: SocketAddr::from(([127, 0, 0, 1], 0)),

@@ -11,13 +11,14 @@ use sealdrive_proto::id::{AccountId, DriveId};
 use sealdrive_proto::link::{AccountChain, LinkBody};
 use sealdrive_proto::transcript::{Binding, Role};
 use sealdrive_proto::v1;
-use sealdrive_server::{Config, Options, Server, StartError};
+use sealdrive_server::store::StoreOptions;
+use sealdrive_server::{Config, Server, StartError};
 use tonic::{Code, Status};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_invitation_is_good_for_one_account() {
     let dir = tempfile::tempdir().unwrap();
-    let server = serve(dir.path(), Options::default()).await;
+    let server = serve(dir.path(), StoreOptions::default()).await;
     let to = server.invite().unwrap();
     let (line, code) = (connect(&to).await, to.invite.unwrap());
     assert_eq!(
@@ -41,7 +42,7 @@ async fn an_invitation_is_good_for_one_account() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_login_holds_for_one_connection_one_account_one_key() {
     let dir = tempfile::tempdir().unwrap();
-    let server = serve(dir.path(), Options::default()).await;
+    let server = serve(dir.path(), StoreOptions::default()).await;
     let client = Client::new(&server, 1).await;
     let account = client.chain.account();
     let line = connect(server.connect_string()).await;
@@ -111,7 +112,7 @@ async fn a_login_holds_for_one_connection_one_account_one_key() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_revoked_device_is_out_at_once() {
     let dir = tempfile::tempdir().unwrap();
-    let server = serve(dir.path(), Options::default()).await;
+    let server = serve(dir.path(), StoreOptions::default()).await;
     let mut first = Client::new(&server, 1).await;
     let second = first.second(&server, 2).await;
     second.missing(&[sid(1)]).await.unwrap();
@@ -275,7 +276,7 @@ async fn call(
 #[tokio::test(flavor = "multi_thread")]
 async fn every_call_refuses_strangers_and_tells_them_nothing() {
     let dir = tempfile::tempdir().unwrap();
-    let server = serve(dir.path(), Options::default()).await;
+    let server = serve(dir.path(), StoreOptions::default()).await;
     let (mine, theirs) = (
         Client::new(&server, 1).await,
         Client::new(&server, 50).await,
@@ -361,7 +362,7 @@ async fn every_call_refuses_strangers_and_tells_them_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_lesser_role_can_enrol_a_device_and_nothing_more() {
     let dir = tempfile::tempdir().unwrap();
-    let server = serve(dir.path(), Options::default()).await;
+    let server = serve(dir.path(), StoreOptions::default()).await;
     let mine = Client::new(&server, 1).await;
     let line = connect(server.connect_string()).await;
     let token = login(

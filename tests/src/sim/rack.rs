@@ -89,6 +89,11 @@ impl Rack {
         self.ill(name) != Ill::Nothing && !self.calm.load(Ordering::SeqCst)
     }
 
+    /// Whether there are no more accidents.
+    pub(super) fn is_calm(&self) -> bool {
+        self.calm.load(Ordering::SeqCst)
+    }
+
     fn disk(&self, name: &'static str) -> Disk {
         let seed = self.world.below(u64::MAX);
         let unit = if seed.is_multiple_of(2) { 1 } else { 512 };

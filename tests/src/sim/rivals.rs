@@ -156,7 +156,7 @@ impl Rivals {
                 lock(&seat.report).fenced += 1;
                 break;
             }
-            seat.excused(seat.name, &error);
+            seat.refused(seat.name, &error);
         }
         if seat.world.below(2) == 0 {
             let mark = lock(&seat.ledger).mark();

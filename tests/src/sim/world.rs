@@ -9,13 +9,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use sealdrive::drive::Answer;
+use sealdrive::drive::{Answer, DriveError, Errno};
 use sealdrive::engine::{Engine, EngineConfig, EngineError};
 use sealdrive_runtime::simulation::{Machine, Outcome, World};
 use sealdrive_runtime::{task, thread, time};
 use sealdrive_server::identity::Identity;
+use sealdrive_server::open_core_on;
 use sealdrive_server::store::StoreOptions;
-use sealdrive_server::{Options, open_core_on};
 
 use super::account::{Household, device, signing};
 use super::disk::Disk;
@@ -48,6 +48,10 @@ const RIVALRY: u64 = 3;
 const NAMES: u64 = 6;
 /// Held for the server's index, bytes: little, so that it is used up.
 const INDEX_RESERVE: u64 = 32 << 10;
+/// One in so many servers has a quota; the next one may have another, or none.
+const QUOTAS: u64 = 6;
+/// Bytes of a quota at most: little, so that it is used up.
+const QUOTA: u64 = 300_000;
 /// Small packs, so that a short life fills some.
 const PACK_BYTES: u64 = 256 << 10;
 
@@ -68,6 +72,8 @@ pub struct Report {
     pub server_restarts: u64,
     /// Requests refused by a client whose disk was full or had failed; mounts among them.
     pub refusals: u64,
+    /// Requests refused because the account had no room on the server.
+    pub over_quota: u64,
     /// Requests made of the drive.
     pub requests: u64,
     /// Answered fsyncs and commits that a recovery was held to.
@@ -91,6 +97,7 @@ impl Report {
         self.idle_cuts += other.idle_cuts;
         self.server_restarts += other.server_restarts;
         self.refusals += other.refusals;
+        self.over_quota += other.over_quota;
         self.server_crashes += other.server_crashes;
         self.requests += other.requests;
         self.promises += other.promises;
@@ -125,8 +132,18 @@ pub(super) struct Scene {
     pub(super) ledger: Arc<Mutex<Ledger>>,
     pub(super) report: Arc<Mutex<Report>>,
     server: Arc<Mutex<Option<Machine>>>,
+    quota: Arc<Quota>,
     /// The server is not to come back.
     over: Arc<AtomicBool>,
+}
+
+/// Whether the server allows an account only so much.
+#[derive(Default)]
+struct Quota {
+    /// The one that runs, or ran last.
+    now: AtomicBool,
+    /// Any so far: a client goes by what it was told last.
+    ever: AtomicBool,
 }
 
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -146,6 +163,7 @@ impl Scene {
             ledger: Arc::default(),
             report: Arc::default(),
             server: Arc::default(),
+            quota: Arc::default(),
             over: Arc::default(),
         }
     }
@@ -161,11 +179,14 @@ impl Scene {
         })
     }
 
-    /// Well disks and fair weather from now on.
+    /// Well disks, fair weather and all the room there is from now on.
     pub(super) fn calm(&self) {
         self.rack.calm();
         if let Some(server) = &*lock(&self.server) {
-            server.spare();
+            match self.quota.now.load(Ordering::SeqCst) {
+                true => server.kill(),
+                false => server.spare(),
+            }
         }
         self.network.set_weather(Weather::FAIR);
     }
@@ -211,13 +232,16 @@ impl Scene {
 
     /// Serves until the disk fails.
     fn serve(&self, disk: &Disk) {
-        let store = StoreOptions {
+        let frugal = self.world.below(QUOTAS) == 0 && !self.rack.is_calm();
+        self.quota.now.store(frugal, Ordering::SeqCst);
+        self.quota.ever.fetch_or(frugal, Ordering::SeqCst);
+        let options = StoreOptions {
             pack_bytes: PACK_BYTES,
             reserve_bytes: 0,
             index_reserve: INDEX_RESERVE,
+            quota: frugal.then(|| self.world.below(QUOTA)),
             crash: None,
         };
-        let options = Options { store, quota: None };
         let identity = Identity::of(signing(0x55));
         let core = match open_core_on(&*disk.root(), identity, options) {
             Ok(core) => Arc::new(core),
@@ -247,6 +271,16 @@ impl Scene {
         if !dead && name != SERVER {
             lock(&self.report).refusals += 1;
         }
+    }
+
+    /// A request is refused by a machine that is excused, or because the server has no room for the account.
+    pub(super) fn refused(&self, name: &str, why: &DriveError) {
+        let over = matches!(why, DriveError::Errno(Errno::EDQUOT));
+        if !over || !self.quota.ever.load(Ordering::SeqCst) {
+            return self.excused(name, why);
+        }
+        self.world.note("over quota", name.as_bytes());
+        lock(&self.report).over_quota += 1;
     }
 
     pub(super) fn config(&self, disk: &Disk, n: u8) -> EngineConfig {
@@ -303,7 +337,7 @@ impl Scene {
         for _ in 0..self.world.below(25) {
             if let Err(error) = self.step(&mounted) {
                 lock(&self.ledger).refused();
-                self.excused(CLIENT, &error);
+                self.refused(CLIENT, &error);
             }
         }
         if self.world.below(2) == 0 {
