@@ -6,17 +6,17 @@
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeSet;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use sealdrive_tests::sim::bounded::{Ground, Workload, try_all};
+use sealdrive_tests::sim::lanes::side_by_side;
 use sealdrive_tests::sim::world::{Report, reproduce, run};
 
 /// Worlds of an ordinary test run.
 const USUAL: std::ops::Range<u64> = 0..2000;
 /// Worlds that are run twice.
 const TWICE: std::ops::Range<u64> = 1000..1010;
-/// Worlds at once.
-const SIDE_BY_SIDE: usize = 4;
-
 /// Every so many-th of the longer workloads is tried in an ordinary run; `scripts/sim --enumerate` tries them all.
 const SAMPLE: usize = 211;
 
@@ -59,7 +59,7 @@ fn after_a_short_workload_any_power_cut_leaves_what_was_fsynced() {
     let mut sample: Vec<_> = short.chain(longer.step_by(SAMPLE)).cloned().collect();
     sample.extend(ALWAYS.iter().map(|name| Workload::parse(name).unwrap()));
     let ground = Ground::lay().unwrap();
-    let (tried, failed) = try_all(&ground, &sample, SIDE_BY_SIDE, |_, _| {});
+    let (tried, failed) = try_all(&ground, &sample, |_, _| {});
     println!("{} workloads of {}: {tried:#?}", sample.len(), all.len());
     for (workload, trouble) in &failed {
         println!("{trouble}\nagain: {}", workload.reproduce());
@@ -74,19 +74,18 @@ fn after_a_short_workload_any_power_cut_leaves_what_was_fsynced() {
 fn what_was_promised_is_found_again() {
     let seeds = seeds();
     let worlds = seeds.end - seeds.start;
-    let mut sum = Report::default();
-    // Worlds know nothing of each other: as many side by side as there are cores to wait for.
-    std::thread::scope(|scope| {
-        let side_by_side: Vec<_> = (0..SIDE_BY_SIDE)
-            .map(|first| {
-                let mine = seeds.clone().skip(first).step_by(SIDE_BY_SIDE);
-                scope.spawn(|| mine.map(world).collect::<Vec<_>>())
-            })
-            .collect();
-        for reports in side_by_side {
-            reports.join().unwrap().iter().for_each(|one| sum.add(one));
+    let (next, sum) = (AtomicU64::new(seeds.start), Mutex::new(Report::default()));
+    side_by_side(|| {
+        loop {
+            let seed = next.fetch_add(1, Ordering::SeqCst);
+            if !seeds.contains(&seed) {
+                return;
+            }
+            let report = world(seed);
+            sum.lock().unwrap().add(&report);
         }
     });
+    let sum = sum.into_inner().unwrap();
     println!("{worlds} worlds: {sum:#?}");
     // Nothing may be left out: a fault that never happens is a fault that is not tested.
     let network = sum.network;

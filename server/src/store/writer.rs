@@ -5,7 +5,7 @@
 //! if its owner would then have more than the quota; after a failed sync nothing is acknowledged any more. Called by
 //! `Store`.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::sync::{Arc, PoisonError};
 
@@ -187,7 +187,7 @@ impl Thread {
         let Some(quota) = self.shared.options.quota else {
             return Ok(());
         };
-        let mut more: HashMap<[u8; 32], u64> = HashMap::new();
+        let mut more: BTreeMap<[u8; 32], u64> = BTreeMap::new();
         for object in new.iter().filter(|new| new.kind == RecordKind::Object) {
             *more.entry(object.owner).or_default() += object.payload().len() as u64;
         }

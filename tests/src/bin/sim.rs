@@ -3,10 +3,13 @@
 //! Invariant: what fails is named with the line that runs it again, and the exit code is 1 if anything did.
 
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use clap::Parser;
 use sealdrive_tests::sim::bounded::{self, Ground, Workload};
+use sealdrive_tests::sim::lanes::side_by_side;
 use sealdrive_tests::sim::world::{Report, reproduce, run};
 
 /// Simulated worlds of client and server.
@@ -74,8 +77,7 @@ fn enumerate(workloads: &[Workload]) -> bool {
         }
     };
     println!("{} workloads", workloads.len());
-    let cores = std::thread::available_parallelism().map_or(2, usize::from);
-    let (tried, failed) = bounded::try_all(&ground, workloads, cores, |done, failed| {
+    let (tried, failed) = bounded::try_all(&ground, workloads, |done, failed| {
         if done % 1000 == 0 {
             println!("{done} worlds, {failed} failed, {:.0?}", began.elapsed());
         }
@@ -101,35 +103,43 @@ fn seeds(args: &Args) -> bool {
     let time = args
         .hours
         .map(|hours| Duration::from_secs_f64(hours * 3600.0));
-    let (mut sum, mut worlds, mut failed) = (Report::default(), 0, 0);
-    for seed in args.seed.. {
-        let enough = match time {
-            Some(time) => began.elapsed() >= time,
-            None => worlds >= args.seeds,
-        };
-        if enough {
-            break;
-        }
-        let outcome = run(seed);
-        worlds += 1;
-        match &outcome.result {
-            Ok(report) => sum.add(report),
-            Err(trouble) => {
-                failed += 1;
-                println!("seed {seed} FAILED: {trouble}\nagain: {}", reproduce(seed));
+    let one = args.hours.is_none() && args.seeds == 1;
+    let (next, done) = (AtomicU64::new(0), Mutex::new((Report::default(), 0, 0)));
+    side_by_side(|| {
+        loop {
+            let number = next.fetch_add(1, Ordering::SeqCst);
+            let enough = match time {
+                Some(time) => began.elapsed() >= time,
+                None => number >= args.seeds,
+            };
+            if enough {
+                return;
+            }
+            let seed = args.seed + number;
+            let outcome = run(seed);
+            let mut done = done.lock().unwrap_or_else(PoisonError::into_inner);
+            let (sum, worlds, failed) = &mut *done;
+            *worlds += 1;
+            match &outcome.result {
+                Ok(report) => sum.add(report),
+                Err(trouble) => {
+                    *failed += 1;
+                    println!("seed {seed} FAILED: {trouble}\nagain: {}", reproduce(seed));
+                }
+            }
+            if one {
+                let digest = blake3::Hash::from_bytes(outcome.digest);
+                println!(
+                    "seed {seed}: digest {digest}, {} decisions, {:?} of virtual time",
+                    outcome.decisions, outcome.elapsed
+                );
+            }
+            if *worlds % 500 == 0 {
+                println!("{worlds} worlds, {failed} failed, {:.0?}", began.elapsed());
             }
         }
-        if args.hours.is_none() && args.seeds == 1 {
-            let digest = blake3::Hash::from_bytes(outcome.digest);
-            println!(
-                "seed {seed}: digest {digest}, {} decisions, {:?} of virtual time",
-                outcome.decisions, outcome.elapsed
-            );
-        }
-        if worlds % 500 == 0 {
-            println!("{worlds} worlds, {failed} failed, {:.0?}", began.elapsed());
-        }
-    }
+    });
+    let (sum, worlds, failed) = done.into_inner().unwrap_or_else(PoisonError::into_inner);
     println!("{sum:#?}");
     println!("{worlds} worlds, {failed} failed, {:.0?}", began.elapsed());
     failed == 0

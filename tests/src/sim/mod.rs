@@ -13,6 +13,8 @@ pub mod bounded;
 #[cfg(feature = "simulation")]
 mod drive;
 #[cfg(feature = "simulation")]
+pub mod lanes;
+#[cfg(feature = "simulation")]
 mod ledger;
 #[cfg(feature = "simulation")]
 mod line;

@@ -23,6 +23,7 @@ use self::mounted::Mount;
 use self::request::{BEFORE, Request, Step, before};
 use super::account::Household;
 use super::disk::{Config, Disk, Survivors, seeded};
+use super::lanes;
 
 /// Time given to what goes on behind a workload: a background round of the journal, sealing.
 const A_WHILE: Duration = Duration::from_secs(3);
@@ -118,30 +119,25 @@ impl Ground {
     }
 }
 
-/// Tries these, so many at once: worlds know nothing of each other. `step` is told after each how many are done and how
-/// many of them failed. What failed comes back with what it said.
+/// Tries these, side by side. `step` is told after each how many are done and how many of them failed. What failed
+/// comes back with what it said.
 pub fn try_all(
     ground: &Ground,
     workloads: &[Workload],
-    side_by_side: usize,
     step: impl Fn(usize, usize) + Sync,
 ) -> (Tried, Vec<(Workload, String)>) {
     let next = AtomicUsize::new(0);
     let sum = Mutex::new((Tried::default(), Vec::new(), 0));
-    std::thread::scope(|scope| {
-        for _ in 0..side_by_side {
-            scope.spawn(|| {
-                while let Some(workload) = workloads.get(next.fetch_add(1, Ordering::SeqCst)) {
-                    let outcome = ground.run(workload);
-                    let mut sum = lock(&sum);
-                    match outcome {
-                        Ok(tried) => sum.0.add(&tried),
-                        Err(trouble) => sum.1.push((workload.clone(), trouble)),
-                    }
-                    sum.2 += 1;
-                    step(sum.2, sum.1.len());
-                }
-            });
+    lanes::side_by_side(|| {
+        while let Some(workload) = workloads.get(next.fetch_add(1, Ordering::SeqCst)) {
+            let outcome = ground.run(workload);
+            let mut sum = lock(&sum);
+            match outcome {
+                Ok(tried) => sum.0.add(&tried),
+                Err(trouble) => sum.1.push((workload.clone(), trouble)),
+            }
+            sum.2 += 1;
+            step(sum.2, sum.1.len());
         }
     });
     let (tried, failed, _) = sum.into_inner().unwrap_or_else(PoisonError::into_inner);
