@@ -6,9 +6,14 @@
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeSet;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
+use sealdrive::drive::{Cred, Drive, DriveError, Errno, NewNode};
+use sealdrive_core::record::{FileKind, ROOT, Time};
+use sealdrive_runtime::simulation::World;
+use sealdrive_runtime::{thread, time};
 use sealdrive_tests::sim::bounded::{Ground, Workload, try_all};
 use sealdrive_tests::sim::lanes::side_by_side;
 use sealdrive_tests::sim::world::{Report, reproduce, run};
@@ -115,4 +120,47 @@ fn what_was_promised_is_found_again() {
     ] {
         assert!(worlds < 50 || count > 0, "no {what} in {worlds} worlds");
     }
+}
+
+/// However often it is woken, and whatever for. (A wait that counted its looks ended early, or, where others kept the
+/// count at nothing, never.)
+#[test]
+fn a_change_that_nothing_lets_through_fails_after_two_minutes() {
+    let outcome = World::run(1, |_| {
+        let drive = Arc::new(Drive::new(None, 0));
+        assert_eq!(drive.format_if_empty(0, 0, Time::default()), Ok(true));
+        drive.stall();
+        let began = time::now();
+        let wakers = [10, 700, 1300].map(|millis| {
+            let drive = Arc::clone(&drive);
+            let wake = move || {
+                while !drive.is_read_only() && time::now() < began + Duration::from_secs(600) {
+                    drive.refuse_data(None);
+                    thread::sleep(Duration::from_millis(millis));
+                }
+                drive.set_read_only();
+            };
+            thread::spawn("waker", wake).unwrap()
+        });
+        let me = Cred {
+            uid: 0,
+            gid: 0,
+            pid: 1,
+        };
+        let new = NewNode {
+            kind: FileKind::Regular,
+            mode: 0o644,
+            umask: 0,
+            rdev: 0,
+        };
+        let made = drive.create(ROOT, b"name", new, me, Time::default());
+        let waited = time::now().saturating_duration_since(began);
+        drive.set_read_only();
+        wakers.into_iter().for_each(|waker| waker.join().unwrap());
+        (made.map(drop), waited)
+    });
+    let (made, waited) = outcome.result.unwrap();
+    assert_eq!(made, Err(DriveError::Errno(Errno::EIO)));
+    let limit = Duration::from_secs(120)..Duration::from_secs(122);
+    assert!(limit.contains(&waited), "{waited:?}");
 }
