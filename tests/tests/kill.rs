@@ -10,7 +10,8 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::Write;
-use std::path::Path;
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -61,6 +62,17 @@ struct Load {
     /// Operations begun and not yet answered when the daemon died.
     in_flight: AtomicU64,
     next: AtomicU64,
+}
+
+/// A path that leads into this mount also when it is taken away, where it answers only with errors. A writer that goes
+/// by the mountpoint may be late: its next step then succeeds in the empty directory beneath, which is no promise of
+/// ours.
+fn held(mountpoint: &Path) -> (PathBuf, File) {
+    let root = File::open(mountpoint).unwrap();
+    (
+        PathBuf::from(format!("/proc/self/fd/{}", root.as_raw_fd())),
+        root,
+    )
 }
 
 /// Writes until an error or the stop; the ledger is written only after fsync returned 0.
@@ -222,7 +234,7 @@ fn what_fsync_and_sync_acknowledged_survives_kill_9_of_client_and_server() {
     let rounds = (0..2 * kills).take_while(|round| *round < kills || syncs_so_far() == 0);
     for round in rounds {
         load.stop.store(false, Ordering::SeqCst);
-        let root = mounted.path().to_owned();
+        let (root, held) = held(mounted.path());
         let mut writers: Vec<_> = (0..WRITERS)
             .map(|writer| {
                 let (load, root) = (load.clone(), root.clone());
@@ -253,6 +265,7 @@ fn what_fsync_and_sync_acknowledged_survives_kill_9_of_client_and_server() {
         writers
             .into_iter()
             .for_each(|writer| writer.join().unwrap());
+        drop(held);
         if way == 0 || way == 2 {
             server.restart();
         }
