@@ -118,6 +118,24 @@ impl Server {
         self.wait_ready();
     }
 
+    /// Starts again over the same data, which it is to refuse: what it said.
+    #[track_caller]
+    pub fn refuses(&mut self) -> String {
+        self.daemon = spawn(&self.data, self.address, &self.arguments);
+        let code = wait_for("the server refuses", PATIENCE, || self.daemon.ended());
+        let said = self.daemon.said();
+        assert_eq!(code, 1, "{said}");
+        said
+    }
+
+    /// Makes its index anew from the packs, by the operator's command. It must not run.
+    #[track_caller]
+    pub fn rebuild_index(&self) {
+        let mut rebuild = Command::new(program("sealdrive-server"));
+        rebuild.arg("rebuild-index").arg("--data").arg(&self.data);
+        run(&mut rebuild, PATIENCE).ok();
+    }
+
     /// What it printed.
     pub fn said(&self) -> String {
         self.daemon.said()
