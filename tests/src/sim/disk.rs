@@ -130,12 +130,22 @@ impl Trouble {
     }
 }
 
+/// Bytes of a file. Disks that a power cut left share what they have in common: hundreds of them wait to be judged.
+type Content = Arc<Vec<u8>>;
+
+/// Cuts it off, or adds zeros; one that is so long already stays shared.
+fn set_len(content: &mut Content, len: usize) {
+    if content.len() != len {
+        Arc::make_mut(content).resize(len, 0);
+    }
+}
+
 #[derive(Default, Clone)]
 struct Inode {
     /// What reads show.
-    live: Vec<u8>,
+    live: Content,
     /// What is on the disk for sure.
-    platter: Vec<u8>,
+    platter: Content,
     /// Since the last sync, in order.
     dirty: Vec<Dirty>,
     /// Where the next append may begin besides the end: the last one was cut short.
@@ -282,7 +292,7 @@ impl Disk {
             let content = &state.inodes[*inode].live;
             hasher.update(path.as_bytes()).update(&[1]);
             hasher.update(&(content.len() as u64).to_le_bytes());
-            hasher.update(content);
+            hasher.update(content.as_slice());
         }
         *hasher.finalize().as_bytes()
     }
@@ -387,7 +397,7 @@ impl State {
                 at,
                 bytes: bytes[..fits].into(),
             };
-            write.apply(&mut file.live);
+            write.apply(Arc::make_mut(&mut file.live));
             file.dirty.push(write);
         }
         if full {
@@ -418,10 +428,10 @@ impl State {
     fn sync(&mut self, inode: usize) {
         let file = &mut self.inodes[inode];
         for dirty in std::mem::take(&mut file.dirty) {
-            dirty.apply(&mut file.platter);
+            dirty.apply(Arc::make_mut(&mut file.platter));
         }
         // Also over what a failed sync has lost: the size is metadata, and was not.
-        file.platter.resize(file.live.len(), 0);
+        set_len(&mut file.platter, file.live.len());
     }
 
     /// Some of it reaches the disk; the rest is gone, and nobody will say so again.
@@ -434,16 +444,18 @@ impl State {
         for write in dirty {
             let survives = write.survives(unit, &mut self.numbers);
             for piece in survives {
-                piece.apply(&mut self.inodes[inode].platter);
+                piece.apply(Arc::make_mut(&mut self.inodes[inode].platter));
             }
         }
-        self.inodes[inode].platter.truncate(len);
+        let platter = &mut self.inodes[inode].platter;
+        let len = len.min(platter.len());
+        set_len(platter, len);
     }
 
     fn set_len(&mut self, inode: usize, len: u64) {
         let file = &mut self.inodes[inode];
         let set = Dirty::SetLen(len);
-        set.apply(&mut file.live);
+        set.apply(Arc::make_mut(&mut file.live));
         file.dirty.push(set);
         let beyond: Vec<u64> = file.blocks.range(len.div_ceil(BLOCK)..).copied().collect();
         for block in &beyond {

@@ -25,7 +25,8 @@ pub struct State {
 /// What was done and what was promised, as numbers of states.
 #[derive(Debug, Clone)]
 pub struct Ledger {
-    pub states: Vec<State>,
+    /// Shared with every copy of the ledger: each power cut keeps one.
+    pub states: Vec<Arc<State>>,
     /// An fsync has returned for this state.
     pub synced: usize,
     /// A sync with the server has returned for this state.
@@ -40,7 +41,7 @@ pub struct Ledger {
 impl Ledger {
     fn new() -> Self {
         Self {
-            states: vec![State::default()],
+            states: vec![Arc::default()],
             synced: 0,
             committed: 0,
             asked: 0,
@@ -211,9 +212,9 @@ impl Rig {
     ) -> Answer<T> {
         {
             let mut ledger = locked(&self.ledger);
-            let mut next = ledger.states.last().unwrap().clone();
+            let mut next = State::clone(ledger.states.last().unwrap());
             change(&mut next);
-            ledger.states.push(next);
+            ledger.states.push(Arc::new(next));
         }
         let done = request(self.machine());
         if done.is_err() {
@@ -361,7 +362,7 @@ impl Rig {
         let found = found.unwrap_or_else(|| panic!("{at}: {:?} is no state", outline(&tree)));
         ledger.states.truncate(found + 1);
         if let Some(state) = ledger.states.last_mut() {
-            state.open = None;
+            Arc::make_mut(state).open = None;
         }
     }
 

@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::{BLOCK, Config, Disk, Inode, Numbers, State, seeded};
+use super::{BLOCK, Config, Content, Disk, Inode, Numbers, State, seeded, set_len};
 
 /// What of the unsynced survives a power cut.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -233,7 +233,7 @@ impl State {
                 left.used += blocks.len() as u64 * BLOCK;
                 let number = left.inodes.len();
                 left.inodes.push(Inode {
-                    live: content.clone(),
+                    live: Arc::clone(&content),
                     platter: content,
                     blocks,
                     named: true,
@@ -282,14 +282,16 @@ impl State {
         inode: usize,
         survivors: Survivors,
         numbers: &mut Numbers,
-    ) -> Vec<u8> {
+    ) -> Content {
         let file = &self.inodes[inode];
-        let mut left = file.platter.clone();
+        let mut left = Arc::clone(&file.platter);
         match survivors {
             Survivors::Nothing => return left,
             Survivors::Everything => {
-                file.dirty.iter().for_each(|dirty| dirty.apply(&mut left));
-                left.resize(file.live.len(), 0);
+                for dirty in &file.dirty {
+                    dirty.apply(Arc::make_mut(&mut left));
+                }
+                set_len(&mut left, file.live.len());
                 return left;
             }
             Survivors::Some(_) => {}
@@ -303,21 +305,26 @@ impl State {
             torn += u64::from(!whole);
             match dirty {
                 Dirty::SetLen(len) if whole && limit == u64::MAX => {
-                    dirty.apply(&mut left);
+                    dirty.apply(Arc::make_mut(&mut left));
                     sure = sure.min(left.len());
                 }
                 Dirty::SetLen(len) => limit = limit.min(*len),
                 Dirty::Write { at, bytes } if at + bytes.len() as u64 > limit => {}
-                Dirty::Write { .. } => survives.iter().for_each(|piece| piece.apply(&mut left)),
+                Dirty::Write { .. } => {
+                    for piece in &survives {
+                        piece.apply(Arc::make_mut(&mut left));
+                    }
+                }
             }
         }
         // The size is metadata of its own.
         let newest = file.live.len();
         match numbers() % 3 {
             0 if left.len() > sure => {
-                left.truncate(sure + (numbers() as usize) % (left.len() - sure + 1))
+                let len = sure + (numbers() as usize) % (left.len() - sure + 1);
+                set_len(&mut left, len);
             }
-            1 if limit == u64::MAX && newest > left.len() => left.resize(newest, 0),
+            1 if limit == u64::MAX && newest > left.len() => set_len(&mut left, newest),
             _ => {}
         }
         *self.counters.entry("write lost or torn").or_default() += torn;

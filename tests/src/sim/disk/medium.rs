@@ -8,7 +8,7 @@ use std::sync::Arc;
 use sealdrive_pack::{Medium, MediumFile};
 
 use super::cut::{Change, inside};
-use super::{BLOCK, Disk, Inode, Op, State, Trouble};
+use super::{BLOCK, Disk, Inode, Op, State, Trouble, set_len};
 
 impl State {
     fn handle(&mut self, disk: &Disk, inode: usize) -> Arc<dyn MediumFile> {
@@ -250,9 +250,11 @@ impl MediumFile for Handle {
     fn drop_cache(&self) -> io::Result<()> {
         let mut state = self.disk.lock();
         let file = &mut state.inodes[self.inode];
-        let mut seen = file.platter.clone();
-        file.dirty.iter().for_each(|dirty| dirty.apply(&mut seen));
-        seen.resize(file.live.len(), 0);
+        let mut seen = Arc::clone(&file.platter);
+        for dirty in &file.dirty {
+            dirty.apply(Arc::make_mut(&mut seen));
+        }
+        set_len(&mut seen, file.live.len());
         file.live = seen;
         Ok(())
     }
