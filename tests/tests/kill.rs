@@ -234,7 +234,7 @@ fn what_fsync_and_sync_acknowledged_survives_kill_9_of_client_and_server() {
     let rounds = (0..2 * kills).take_while(|round| *round < kills || syncs_so_far() == 0);
     for round in rounds {
         load.stop.store(false, Ordering::SeqCst);
-        let (root, held) = held(mounted.path());
+        let (root, handle) = held(mounted.path());
         let mut writers: Vec<_> = (0..WRITERS)
             .map(|writer| {
                 let (load, root) = (load.clone(), root.clone());
@@ -265,7 +265,7 @@ fn what_fsync_and_sync_acknowledged_survives_kill_9_of_client_and_server() {
         writers
             .into_iter()
             .for_each(|writer| writer.join().unwrap());
-        drop(held);
+        drop(handle);
         if way == 0 || way == 2 {
             server.restart();
         }

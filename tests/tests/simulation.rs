@@ -22,6 +22,7 @@ use sealdrive_tests::sim::world::{Report, reproduce, run};
 const USUAL: std::ops::Range<u64> = 0..2000;
 /// Worlds that are run twice.
 const TWICE: std::ops::Range<u64> = 1000..1010;
+
 /// Every so many-th of the longer workloads is tried in an ordinary run; `scripts/sim --enumerate` tries them all.
 const SAMPLE: usize = 211;
 

@@ -1,8 +1,8 @@
 //! Worlds beside each other: they know nothing of one another, and each keeps one processor busy.
 //!
 //! Invariant: all threads of a world run on one processor. Only one of them runs at a time, and waking the next one on
-//! another processor costs more than most of what it then does: a third of the time on two processors of a virtual
-//! machine. Called by whatever runs many worlds.
+//! another processor is dear: the same 200 worlds, one after the other beside a compiler, took 86 s free to move and
+//! 27 s held to one of two processors. Called by whatever runs many worlds.
 
 use std::thread;
 
