@@ -7,7 +7,7 @@
 
 #![allow(clippy::unwrap_used)]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::Write;
 use std::os::fd::AsRawFd;
@@ -26,16 +26,33 @@ const KILLS: u64 = 3;
 const ELSEWHERE: u64 = 5;
 /// Threads that write.
 const WRITERS: u64 = 3;
+/// Whole files kept: older ones are removed under the load, so that a long run checks as much in each round as a short
+/// one.
+const KEPT: usize = 120;
+/// Operations after which a writer begins a new growing file: about 1.5 MB each.
+const GENERATION: u64 = 3000;
 
 /// What fsync promised: version of each replaced file, length of each growing one.
 #[derive(Default, Clone)]
 struct Ledger {
-    /// Whole files, each written once: name → seed and length.
-    whole: BTreeMap<String, (u64, usize)>,
-    /// Files that only grow: name → acknowledged length.
-    grown: BTreeMap<String, usize>,
+    /// Whole files, each written once: number → length.
+    whole: BTreeMap<u64, usize>,
+    /// Files that only grow: generation and writer → acknowledged length.
+    grown: BTreeMap<(u64, u64), usize>,
     /// Files replaced by rename: name → acknowledged version.
     replaced: BTreeMap<String, u64>,
+    /// Names whose removal was begun: they may be there or not.
+    leaving: BTreeSet<String>,
+    /// Names whose removal was acknowledged by an fsync of their directory.
+    gone: BTreeSet<String>,
+}
+
+fn whole_name(number: u64) -> String {
+    format!("whole-{number}")
+}
+
+fn grown_name((generation, writer): (u64, u64)) -> String {
+    format!("grown-{writer}-{generation}")
 }
 
 fn bytes_of(name: &str, version: u64, length: usize) -> Vec<u8> {
@@ -47,7 +64,32 @@ fn bytes_of(name: &str, version: u64, length: usize) -> Vec<u8> {
 
 impl Ledger {
     fn len(&self) -> usize {
-        self.whole.len() + self.grown.len() + self.replaced.len()
+        self.whole.len() + self.grown.len() + self.replaced.len() + self.gone.len()
+    }
+
+    /// Takes the oldest file out of the promises, to be removed, if there are enough without it.
+    fn retire(&mut self, generation: u64) -> Option<String> {
+        let name = if self.whole.len() > KEPT {
+            whole_name(self.whole.pop_first()?.0)
+        } else {
+            // The former generation stays: another writer may still be at it.
+            let oldest = self.grown.first_entry()?;
+            if oldest.key().0 + 1 >= generation {
+                return None;
+            }
+            grown_name(oldest.remove_entry().0)
+        };
+        self.leaving.insert(name.clone());
+        Some(name)
+    }
+
+    /// What of an older ledger is still promised, now that these names are leaving.
+    fn without(mut self, leaving: &BTreeSet<String>) -> Self {
+        self.whole
+            .retain(|&number, _| !leaving.contains(&whole_name(number)));
+        self.grown
+            .retain(|&which, _| !leaving.contains(&grown_name(which)));
+        self
     }
 }
 
@@ -81,9 +123,10 @@ fn write(load: &Load, root: &Path, writer: u64) {
         let number = load.next.fetch_add(1, Ordering::SeqCst);
         let done = match number % 3 {
             0 => whole(load, root, number),
-            1 => grow(load, root, writer),
+            1 => grow(load, root, (number / GENERATION, writer)),
             _ => replace(load, root, writer, number),
-        };
+        }
+        .and_then(|()| retire(load, root, number / GENERATION));
         if done.is_err() {
             load.in_flight.fetch_add(1, Ordering::SeqCst);
             return;
@@ -106,20 +149,17 @@ fn sync(load: &Load, machine: &Machine, pause: Duration) {
 }
 
 fn whole(load: &Load, root: &Path, number: u64) -> std::io::Result<()> {
-    let (name, length) = (
-        format!("whole-{number}"),
-        (number as usize * 7919) % 900_000,
-    );
+    let (name, length) = (whole_name(number), (number as usize * 7919) % 900_000);
     let mut file = File::create(root.join(&name))?;
     file.write_all(&bytes_of(&name, 0, length))?;
     file.sync_all()?;
-    load.ledger.lock().unwrap().whole.insert(name, (0, length));
+    load.ledger.lock().unwrap().whole.insert(number, length);
     load.acknowledged.fetch_add(1, Ordering::SeqCst);
     Ok(())
 }
 
-fn grow(load: &Load, root: &Path, writer: u64) -> std::io::Result<()> {
-    let name = format!("grown-{writer}");
+fn grow(load: &Load, root: &Path, which: (u64, u64)) -> std::io::Result<()> {
+    let name = grown_name(which);
     let mut file = File::options()
         .append(true)
         .create(true)
@@ -128,11 +168,20 @@ fn grow(load: &Load, root: &Path, writer: u64) -> std::io::Result<()> {
     let all = bytes_of(&name, 0, before + 5000);
     file.write_all(&all[before..])?;
     file.sync_data()?;
-    load.ledger
-        .lock()
-        .unwrap()
-        .grown
-        .insert(name, before + 5000);
+    let mut ledger = load.ledger.lock().unwrap();
+    ledger.grown.insert(which, before + 5000);
+    load.acknowledged.fetch_add(1, Ordering::SeqCst);
+    Ok(())
+}
+
+/// Removes what is old; what was removed and acknowledged must not come back.
+fn retire(load: &Load, root: &Path, generation: u64) -> std::io::Result<()> {
+    let Some(name) = load.ledger.lock().unwrap().retire(generation) else {
+        return Ok(());
+    };
+    fs::remove_file(root.join(&name))?;
+    File::open(root)?.sync_all()?;
+    load.ledger.lock().unwrap().gone.insert(name);
     load.acknowledged.fetch_add(1, Ordering::SeqCst);
     Ok(())
 }
@@ -155,35 +204,37 @@ fn replace(load: &Load, root: &Path, writer: u64, version: u64) -> std::io::Resu
 
 /// Everything acknowledged is there, and nothing there is wrong.
 fn verify(ledger: &Ledger, root: &Path) {
-    for (name, (version, length)) in &ledger.whole {
-        let there =
-            fs::read(root.join(name)).unwrap_or_else(|error| panic!("{name} was fsynced: {error}"));
+    let read = |name: &str| {
+        fs::read(root.join(name)).unwrap_or_else(|error| panic!("{name} was fsynced: {error}"))
+    };
+    for (&number, &length) in &ledger.whole {
+        let name = whole_name(number);
+        let there = read(&name);
         assert!(
-            there == bytes_of(name, *version, *length),
+            there == bytes_of(&name, 0, length),
             "{name}: {} of {length} bytes, or other",
             there.len()
         );
     }
-    for (name, length) in &ledger.grown {
-        let there =
-            fs::read(root.join(name)).unwrap_or_else(|error| panic!("{name} was fsynced: {error}"));
+    for (&which, &length) in &ledger.grown {
+        let name = grown_name(which);
+        let there = read(&name);
         assert!(
-            there.len() >= *length,
+            there.len() >= length,
             "{name}: {} of {length} bytes",
             there.len()
         );
-        let right = bytes_of(name, 0, there.len());
-        assert!(there[..*length] == right[..*length], "{name}: other bytes");
+        let right = bytes_of(&name, 0, there.len());
+        assert!(there[..length] == right[..length], "{name}: other bytes");
         // Beyond the acknowledged length: right bytes, or holes; nobody else's.
-        let beyond = there[*length..].iter().zip(&right[*length..]);
+        let beyond = there[length..].iter().zip(&right[length..]);
         assert!(
             beyond.clone().all(|(is, should)| is == should || *is == 0),
             "{name}: foreign bytes after {length}"
         );
     }
     for (name, version) in &ledger.replaced {
-        let there =
-            fs::read(root.join(name)).unwrap_or_else(|error| panic!("{name} was fsynced: {error}"));
+        let there = read(name);
         let found = u64::from_le_bytes(there[..8].try_into().unwrap());
         assert!(
             found >= *version,
@@ -194,6 +245,12 @@ fn verify(ledger: &Ledger, root: &Path) {
             "{name}: a torn replacement"
         );
     }
+    let names: BTreeSet<String> = fs::read_dir(root)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    let back: Vec<_> = ledger.gone.intersection(&names).collect();
+    assert!(back.is_empty(), "removed, fsynced and back: {back:?}");
 }
 
 /// Another machine that knows nothing reads what a sync promised, with the writer dead.
@@ -270,7 +327,8 @@ fn what_fsync_and_sync_acknowledged_survives_kill_9_of_client_and_server() {
             server.restart();
         }
         if round % ELSEWHERE == ELSEWHERE - 1 || round + 1 >= kills {
-            let promised = load.committed.lock().unwrap().clone();
+            let leaving = load.ledger.lock().unwrap().leaving.clone();
+            let promised = load.committed.lock().unwrap().clone().without(&leaving);
             verify_elsewhere(&world, &machine, &promised, &format!("fresh-{round}"));
             elsewhere += promised.len();
         }
