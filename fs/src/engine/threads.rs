@@ -39,6 +39,7 @@ use super::refused::{self, Refused};
 use super::shared::Shared;
 use super::space::Space;
 use super::upload::{self, Uploading};
+use super::verify;
 use super::warm;
 use super::writeback::Workers;
 use crate::clock;
@@ -274,6 +275,11 @@ impl Running {
             let keeping = keeper.run(why_not.is_none());
             tasks.push(runtime.spawn(keeping));
         }
+        let for_verify = Arc::clone(&shared);
+        readers.push(spawn("verify", move || {
+            priority::step_back(priority::BACKGROUND);
+            verify::run(&for_verify)
+        })?);
         let for_copies = Arc::clone(&shared);
         threads.push(spawn("copies", move || {
             priority::step_back(priority::BACKGROUND);

@@ -4,13 +4,12 @@
 //! object whose id the server holds with other bytes until those were opened. An object that the server refuses is set
 //! aside, and what is behind it goes on ([`super::refused`]). One task.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
-use sealdrive_core::reference::Reference;
 use sealdrive_proto::id::Sid;
 use sealdrive_proto::limits::{UPLOAD_BATCH, UPLOAD_WINDOW};
 use sealdrive_runtime::task;
@@ -18,10 +17,8 @@ use sealdrive_runtime::time::{self, timeout};
 use tokio::sync::{Notify, watch};
 
 use super::backoff::Backoff;
-use super::casualties;
 use super::conflict;
-use super::events::EventKind;
-use super::hole::TORN;
+use super::heal;
 use super::lease::Lease;
 use super::refused::{self, Flying, Offers};
 use super::shared::Shared;
@@ -124,7 +121,7 @@ pub(super) async fn run(
             }
             Stop::Remote(e) => refused::hold(&shared, format!("upload: {e}"), asked),
             Stop::Local(StoreError::OutboxDamaged(sid, end)) => {
-                heal(&shared, sid, end).await;
+                mend(&shared, sid, end).await;
                 backoff.reset();
             }
             Stop::Local(e) => shared.trouble(&e),
@@ -138,39 +135,12 @@ pub(super) async fn run(
     }
 }
 
-/// One damaged object must not keep the others from the server: it is sealed again from memory, or set aside and told.
-async fn heal(shared: &Arc<Shared>, sid: Sid, end: Position) {
+/// One damaged object must not keep the others from the server.
+async fn mend(shared: &Arc<Shared>, sid: Sid, end: Position) {
     let here = Arc::clone(shared);
-    let healed = task::spawn_blocking(move || {
-        // Nobody commits between the moment when it leaves the queue and that when it is known what became of it.
-        let _doubt = here.refused.doubt();
-        let node = |reference: &Reference| here.drive.node_in_memory(reference);
-        let healed = here.blobs.heal(sid, end, node)?;
-        if healed {
-            here.progress.must_reach(here.store.end());
-        } else if !here.refused.lose([sid]) {
-            here.stop_commits(EventKind::OutboxDamage, TORN);
-        }
-        Ok::<_, StoreError>(healed)
-    });
-    match healed.await {
-        Ok(Ok(true)) => {
-            let what = format!(
-                "object {} of the outbox was damaged and is sealed again",
-                sid.to_hex()
-            );
-            shared.events.push(EventKind::Healed, what);
-        }
-        Ok(Ok(false)) => {
-            let what = format!(
-                "object {} was damaged before it was on the server",
-                sid.to_hex()
-            );
-            shared.events.push(EventKind::OutboxDamage, what);
-            casualties::search(shared, HashSet::from([sid]));
-        }
-        Ok(Err(e)) => shared.trouble(&e),
-        Err(_) => shared.fail_local("healing the outbox broke off"),
+    let mended = task::spawn_blocking(move || heal::damaged(&here, sid, end));
+    if mended.await.is_err() {
+        shared.fail_local("healing the outbox broke off");
     }
 }
 

@@ -1,8 +1,8 @@
 //! Whether a tree may be committed: nothing that it names is refused by the server, and none of its nodes is lost.
 //!
 //! Invariant: what the last commit names is on the server, so only what differs from it is looked at, and nothing at
-//! all while nothing is refused or lost. What cannot be found out counts as not whole. Called before a commit is
-//! signed.
+//! all while nothing is refused or lost; every node of it is read then. What cannot be found out counts as not whole.
+//! Called before a commit is signed.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashSet;
@@ -26,6 +26,8 @@ use crate::store::Store;
 pub(super) struct Absent {
     refused: HashSet<Sid>,
     lost: HashSet<Sid>,
+    /// Something is lost of which nobody knows what it was.
+    unknown: bool,
 }
 
 /// What stands in the way of a commit.
@@ -48,12 +50,13 @@ impl Absent {
         Self {
             refused: withheld.into_iter().map(|(_, sid)| sid).collect(),
             lost: shared.refused.lost(),
+            unknown: shared.store.lost().iter().any(|lost| lost.unknown),
         }
     }
 
     /// Looks at everything in which `root` differs from `last`, the tree of the last commit. Blocks.
     pub(super) fn judge(&self, shared: &Shared, last: Option<Root>, root: Root) -> Verdict {
-        if self.refused.is_empty() && self.lost.is_empty() {
+        if self.refused.is_empty() && self.lost.is_empty() && !self.unknown {
             return Verdict::Whole;
         }
         match self.walk(shared, last, root) {

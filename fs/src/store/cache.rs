@@ -12,9 +12,10 @@ use sealdrive_pack::{Medium, MediumFile};
 use sealdrive_proto::id::Sid;
 use sealdrive_runtime::sync::{Mutex, MutexGuard};
 
+use super::index::Index;
 use super::outbox::AckedPack;
 use super::packfile::{self, Entry, NOTE_LEN, PackWriter};
-use super::place::Place;
+use super::place::{Place, Row};
 use super::{PackNumbers, StoreError};
 use crate::limits::PACK_SIZE;
 
@@ -53,7 +54,7 @@ impl Cache {
         dir: Arc<dyn Medium>,
         numbers: Arc<PackNumbers>,
         budget: u64,
-        found: Vec<(u64, Arc<dyn MediumFile>, u64)>,
+        found: Vec<CachedPack>,
     ) -> Self {
         let mut state = State::default();
         for (number, file, len) in found {
@@ -257,4 +258,38 @@ impl State {
         }
         out
     }
+}
+
+/// Number, file and length of a pack of copies.
+pub(super) type CachedPack = (u64, Arc<dyn MediumFile>, u64);
+
+/// Opens the packs of copies; the index learns what it may not know.
+pub(super) fn open_packs(
+    dir: &dyn Medium,
+    found: &[u64],
+    index: &Index,
+    indexed_below: u64,
+) -> Result<Vec<CachedPack>, StoreError> {
+    let broken = |e| StoreError::Io("opening a cache pack", e);
+    let mut out = Vec::with_capacity(found.len());
+    for number in found {
+        if *number >= indexed_below {
+            let scan = packfile::recover(dir, *number).map_err(broken)?;
+            for entry in &scan.entries {
+                let place = Place {
+                    pack: *number,
+                    offset: entry.offset,
+                    len: entry.len,
+                    cached: true,
+                };
+                index.put(entry.sid, Row::Local(place));
+            }
+            out.push((*number, scan.file, scan.len));
+        } else {
+            let file = dir.open(&packfile::file_name(*number)).map_err(broken)?;
+            let len = file.len().map_err(broken)?;
+            out.push((*number, file, len));
+        }
+    }
+    Ok(out)
 }

@@ -33,6 +33,11 @@ impl Hole {
     /// Encoded length, bytes.
     pub(super) const LEN: usize = 25;
 
+    /// Whether the whole pack was gone: no record begins at its first byte.
+    fn is_whole_pack(&self) -> bool {
+        self.from == 0
+    }
+
     /// `pack u64 ‖ from u64 ‖ to u64 ‖ lost u8`, little-endian.
     pub(super) fn encode(&self) -> [u8; Self::LEN] {
         let mut out = [0; Self::LEN];
@@ -88,19 +93,34 @@ pub(super) struct Damage {
 }
 
 impl Damage {
-    /// Judges what recovery found in one pack.
-    pub(super) fn judge(&mut self, number: u64, scan: &packfile::Scan, marks: &Marks) {
+    /// Judges what recovery found in one pack. The index has heard of every id that was promised: one of which it has
+    /// not is rotten itself, and what it was is found by its place.
+    pub(super) fn judge(
+        &mut self,
+        number: u64,
+        scan: &packfile::Scan,
+        marks: &Marks,
+        has_heard_of: impl Fn(&Sid) -> Result<bool, StoreError>,
+    ) -> Result<(), StoreError> {
         let durable = marks.durable.iter().find(|end| end.pack == number);
         let durable = durable.map_or(0, |end| end.offset);
+        // What was found to be cut short stays so: since then the index knows only how long it is.
+        let lost = marks.holes.iter().filter(|h| h.pack == number && h.lost);
+        let cut = lost.map(|hole| hole.to).max().unwrap_or(0);
+        let was_cut = cut > scan.len;
+        let durable = durable.max(cut);
         let is_acknowledged = |from, to| marks.is_acknowledged(number, from, to);
         let mut found = Lost {
             pack: number,
             sids: Vec::new(),
             unknown: false,
         };
-        let mut lose = |bad: &Bad, acknowledged| match bad.sid {
-            Some(sid) => found.sids.push((sid, acknowledged)),
-            None => found.unknown |= !acknowledged,
+        let mut lose = |bad: &Bad, acknowledged| {
+            match bad.sid {
+                Some(sid) if has_heard_of(&sid)? => found.sids.push((sid, acknowledged)),
+                _ => found.unknown |= !acknowledged,
+            }
+            Ok::<_, StoreError>(())
         };
         for bad in &scan.bad {
             let is_it =
@@ -110,7 +130,7 @@ impl Damage {
             let acknowledged = known.is_none() && is_acknowledged(bad.from, bad.to);
             let promised = known.map_or(bad.from < durable, |hole| hole.lost);
             if promised {
-                lose(bad, acknowledged);
+                lose(bad, acknowledged)?;
             } else {
                 self.doubtful.extend(bad.sid);
             }
@@ -123,28 +143,48 @@ impl Damage {
         }
         // What looks like a torn tail had been synced: then it is damage.
         let is_cut = scan.len < durable;
+        let has_it = |from, to| !was_cut && is_acknowledged(from, to);
         match &scan.tail {
-            Some(bad) if is_cut => lose(bad, is_acknowledged(bad.from, bad.to)),
+            Some(bad) if is_cut => lose(bad, has_it(bad.from, bad.to))?,
             tail => self.doubtful.extend(tail.as_ref().and_then(|bad| bad.sid)),
         }
-        found.unknown |= is_cut && !is_acknowledged(scan.len, durable);
+        if is_cut && !has_it(scan.len, durable) {
+            found.unknown = true;
+            self.holes.push(Hole {
+                pack: number,
+                from: scan.len,
+                to: durable,
+                lost: true,
+            });
+        }
         if found.unknown || !found.sids.is_empty() {
             self.lost.push(found);
         }
+        Ok(())
     }
 
-    /// Packs of the outbox that the index remembers and that are neither there nor in the cache.
+    /// Packs of the outbox that the index remembers and that are neither there nor in the cache. They are missed until
+    /// a commit reaches past them.
     pub(super) fn miss_packs(&mut self, marks: &Marks, in_outbox: &[u64], in_cache: &[u64]) {
         let is_here = |pack: u64| {
             let mut all = in_outbox.iter().chain(in_cache);
             all.any(|number| *number == pack)
         };
-        let gone = marks.durable.iter().filter(|end| !is_here(end.pack));
-        self.lost.extend(gone.map(|end| Lost {
+        let known = marks.durable.iter().map(|end| Hole {
             pack: end.pack,
-            sids: Vec::new(),
-            unknown: true,
-        }));
+            from: 0,
+            to: end.offset,
+            lost: true,
+        });
+        let before = marks.holes.iter().filter(|hole| hole.is_whole_pack());
+        for hole in known.chain(before.copied()).filter(|h| !is_here(h.pack)) {
+            self.lost.push(Lost {
+                pack: hole.pack,
+                sids: Vec::new(),
+                unknown: true,
+            });
+            self.holes.push(hole);
+        }
     }
 
     /// The index knows the ids of what cannot be named any more from the packs alone, and what has been sealed again
@@ -155,6 +195,9 @@ impl Damage {
         outbox: &Outbox,
         marks: &Marks,
     ) -> Result<(), StoreError> {
+        if self.lost.is_empty() {
+            return Ok(());
+        }
         let here: HashSet<(Sid, u64)> = outbox
             .places()
             .into_iter()
@@ -236,7 +279,7 @@ mod tests {
         let dir: Arc<Directory> = Arc::new(Directory::open(dir).unwrap());
         let mut damage = Damage::default();
         let scan = packfile::recover(&*dir, 1).unwrap();
-        damage.judge(1, &scan, marks);
+        damage.judge(1, &scan, marks, |_| Ok(true)).unwrap();
         damage
     }
 

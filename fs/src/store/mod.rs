@@ -10,21 +10,22 @@ mod lost;
 mod outbox;
 mod packfile;
 mod place;
+mod walk;
 
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
-use sealdrive_pack::{Medium, MediumFile, is_no_space};
+use sealdrive_pack::{Medium, is_no_space};
 use sealdrive_proto::id::Sid;
 
 pub use self::cache::Cache;
 use self::cache::Evicted;
 pub use self::index::IndexError;
 use self::index::{Index, Marks};
-use self::lost::Damage;
 pub use self::lost::Lost;
+use self::lost::{Damage, Hole};
 pub use self::outbox::{Outbox, Outgoing};
 pub use self::packfile::NOTE_LEN;
 use self::packfile::Read;
@@ -148,16 +149,21 @@ impl Store {
                     .unwrap_or(0),
             );
         let numbers = Arc::new(PackNumbers(AtomicU64::new(next)));
-        let cached = open_cached(&*cache_dir, &in_cache, &index, marks.indexed_below)?;
+        let cached = cache::open_packs(&*cache_dir, &in_cache, &index, marks.indexed_below)?;
         let cache = Cache::open(cache_dir, Arc::clone(&numbers), cache_budget, cached);
-        let (outbox, mut damage) =
-            Outbox::open(outbox_dir, Arc::clone(&numbers), &marks, &in_outbox)?;
-        damage.miss_packs(&marks, &in_outbox, &in_cache);
+        let (outbox, mut damage) = Outbox::open(
+            outbox_dir,
+            Arc::clone(&numbers),
+            &index,
+            &marks,
+            &in_outbox,
+            &in_cache,
+        )?;
         damage.name(&index, &outbox, &marks)?;
         for (sid, acknowledged) in damage.lost.iter().flat_map(|lost| &lost.sids) {
             index.put(*sid, if *acknowledged { Row::Sent } else { Row::Gone });
         }
-        for (sid, place) in outbox.places() {
+        for (sid, place) in outbox.places_read() {
             index.put(sid, Row::Local(place));
         }
         let store = Self {
@@ -342,11 +348,11 @@ impl Store {
 
     /// Makes the index durable as far as the packs are. Goes with a checkpoint.
     pub fn save_index(&self) -> Result<(), StoreError> {
-        self.save_index_with(self.outbox.durable())
+        self.save_index_with(self.outbox.durable(), self.outbox.holes())
     }
 
-    /// `durable` are the outbox packs that are to be missed from now on if they are gone.
-    fn save_index_with(&self, durable: Vec<Position>) -> Result<(), StoreError> {
+    /// `durable` are the outbox packs that are to be missed from now on if they are gone, `holes` what already is.
+    fn save_index_with(&self, durable: Vec<Position>, holes: Vec<Hole>) -> Result<(), StoreError> {
         let synced = self.outbox.synced();
         let next = self.numbers.0.load(Ordering::SeqCst);
         // A pack that is open, or whose last rows still wait for an fsync, is scanned again after a crash.
@@ -367,7 +373,7 @@ impl Store {
                 indexed_below,
                 acknowledged: acknowledged.min(synced),
                 durable,
-                holes: self.outbox.holes(),
+                holes,
                 withheld,
             }),
         )?;
@@ -380,7 +386,7 @@ impl Store {
         for (sid, _) in self.outbox.places() {
             self.index.put(sid, Row::Gone);
         }
-        self.save_index_with(Vec::new())
+        self.save_index_with(Vec::new(), Vec::new())
     }
 
     /// Moves what is acknowledged and covered by a durable commit up to `committed` into the cache.
@@ -463,38 +469,5 @@ fn packs_in(dir: &dyn Medium) -> Result<Vec<u64>, StoreError> {
     };
     let mut out: Vec<u64> = names.iter().filter_map(number).collect();
     out.sort_unstable();
-    Ok(out)
-}
-
-/// Number, file and length of a pack of copies.
-type CachedPack = (u64, Arc<dyn MediumFile>, u64);
-
-fn open_cached(
-    dir: &dyn Medium,
-    found: &[u64],
-    index: &Index,
-    indexed_below: u64,
-) -> Result<Vec<CachedPack>, StoreError> {
-    let broken = |e| StoreError::Io("opening a cache pack", e);
-    let mut out = Vec::with_capacity(found.len());
-    for number in found {
-        if *number >= indexed_below {
-            let scan = packfile::recover(dir, *number).map_err(broken)?;
-            for entry in &scan.entries {
-                let place = Place {
-                    pack: *number,
-                    offset: entry.offset,
-                    len: entry.len,
-                    cached: true,
-                };
-                index.put(entry.sid, Row::Local(place));
-            }
-            out.push((*number, scan.file, scan.len));
-        } else {
-            let file = dir.open(&packfile::file_name(*number)).map_err(broken)?;
-            let len = file.len().map_err(broken)?;
-            out.push((*number, file, len));
-        }
-    }
     Ok(out)
 }

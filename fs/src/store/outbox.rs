@@ -16,10 +16,11 @@ use sealdrive_pack::{Medium, MediumFile, is_no_space};
 use sealdrive_proto::id::Sid;
 use sealdrive_runtime::sync::{Mutex, MutexGuard};
 
-use super::index::Marks;
+use super::index::{Index, Marks};
 use super::lost::{Damage, Hole};
 use super::packfile::{self, Entry, NOTE_LEN, PackWriter};
 use super::place::{Place, Position};
+use super::walk::{READ_WHOLE, walk};
 use super::{CACHE, OUTBOX, PackNumbers, StoreError};
 
 /// A pack whose objects are all on the server and named by a commit: the only thing the cache can adopt and evict.
@@ -39,6 +40,8 @@ struct OutPack {
     file: Arc<dyn MediumFile>,
     entries: Vec<Entry>,
     len: u64,
+    /// Its chunks were not read when the outbox was opened: the index vouches for where they are.
+    unread: bool,
 }
 
 #[derive(Default)]
@@ -78,13 +81,15 @@ pub struct Outbox {
 }
 
 impl Outbox {
-    /// Opens every pack found, without their torn tails; `marks` is what was known of them. Also returns what is not
-    /// good any more.
+    /// Opens every pack found, without their torn tails; `index` and its `marks` are what was known of them, `cached`
+    /// the packs that have left. Also returns what is not good any more.
     pub(super) fn open(
         dir: Arc<dyn Medium>,
         numbers: Arc<PackNumbers>,
+        index: &Index,
         marks: &Marks,
         found: &[u64],
+        cached: &[u64],
     ) -> Result<(Self, Damage), StoreError> {
         let mut damage = Damage::default();
         let acknowledged = marks.acknowledged;
@@ -97,8 +102,13 @@ impl Outbox {
             if *number >= marks.indexed_below {
                 packfile::settle(&*dir, *number).map_err(broken)?;
             }
-            let scan = packfile::recover(&*dir, *number).map_err(broken)?;
-            damage.judge(*number, &scan, marks);
+            let walked = walk(&*dir, *number, index)?;
+            let unread = walked.is_some();
+            let scan = match walked {
+                Some(scan) => scan,
+                None => packfile::recover(&*dir, *number).map_err(broken)?,
+            };
+            damage.judge(*number, &scan, marks, |sid| Ok(index.get(sid)?.is_some()))?;
             for entry in &scan.entries {
                 let end = Position::new(*number, entry.end());
                 if marks.withheld.contains(&end) {
@@ -116,9 +126,11 @@ impl Outbox {
                     file: scan.file,
                     entries: scan.entries,
                     len: scan.len,
+                    unread,
                 },
             );
         }
+        damage.miss_packs(marks, found, cached);
         state.holes.clone_from(&damage.holes);
         let outbox = Self {
             dir,
@@ -301,11 +313,9 @@ impl Outbox {
         state.withheld.remove(&end);
     }
 
-    /// What is known not to be good of the packs that are here.
+    /// What is known not to be good of the packs that are or should be here.
     pub(super) fn holes(&self) -> Vec<Hole> {
-        let state = self.state();
-        let is_here = |hole: &&Hole| state.packs.contains_key(&hole.pack);
-        state.holes.iter().filter(is_here).copied().collect()
+        self.state().holes.clone()
     }
 
     /// How far each pack that is not wholly acknowledged is durable.
@@ -358,8 +368,10 @@ impl Outbox {
         state: &dyn Medium,
     ) -> Result<Vec<AckedPack>, StoreError> {
         let ready: Vec<u64> = {
-            let state = self.state();
+            let mut state = self.state();
             let limit = committed.min(state.acknowledged);
+            let State { holes, packs, .. } = &mut *state;
+            holes.retain(|h| packs.contains_key(&h.pack) || Position::new(h.pack, h.to) > limit);
             let open = state.open.as_ref().map(PackWriter::number);
             let covered = |(n, p): (&u64, &OutPack)| {
                 let inside = Position::new(*n, p.len) <= limit && !state.withholds_in(*n);
@@ -373,7 +385,9 @@ impl Outbox {
             state
                 .rename(&format!("{OUTBOX}/{name}"), &format!("{CACHE}/{name}"))
                 .map_err(|e| StoreError::Io("moving a pack to the cache", e))?;
-            if let Some(pack) = self.state().packs.remove(&number) {
+            let mut state = self.state();
+            state.holes.retain(|hole| hole.pack != number);
+            if let Some(pack) = state.packs.remove(&number) {
                 out.push(AckedPack {
                     number,
                     file: pack.file,
@@ -384,8 +398,35 @@ impl Outbox {
         Ok(out)
     }
 
-    /// Every object here and where: for the index, after a crash.
+    /// Reads the next chunk after `cursor` that nobody has looked at since the outbox was opened and that the server
+    /// does not have; returns where it ends, or none if there are no more.
+    pub fn check_after(&self, cursor: Position) -> Result<Option<Position>, StoreError> {
+        let next = {
+            let state = self.state();
+            let unread = state.packs.range(cursor.pack..).filter(|(_, p)| p.unread);
+            let entries = unread.flat_map(|(n, p)| p.entries.iter().map(move |e| (*n, *e, p)));
+            let mut chunks = entries.filter(|(_, e, _)| e.len > READ_WHOLE);
+            let next = chunks.find(|(n, e, _)| {
+                let end = Position::new(*n, e.end());
+                end > cursor && state.is_waiting(end)
+            });
+            next.map(|(number, entry, pack)| (number, entry, Arc::clone(&pack.file)))
+        };
+        let read = next.map(|(number, entry, file)| outgoing(number, &entry, &*file));
+        Ok(read.transpose()?.map(|object| object.end))
+    }
+
+    /// Every object here and where.
     pub(super) fn places(&self) -> Vec<(Sid, Place)> {
+        self.places_in(|_| true)
+    }
+
+    /// The same of packs that were read whole: for the index, which may not know them.
+    pub(super) fn places_read(&self) -> Vec<(Sid, Place)> {
+        self.places_in(|pack| !pack.unread)
+    }
+
+    fn places_in(&self, wanted: impl Fn(&OutPack) -> bool) -> Vec<(Sid, Place)> {
         let state = self.state();
         let place = |pack: u64, e: &Entry| {
             (
@@ -401,6 +442,7 @@ impl Outbox {
         state
             .packs
             .iter()
+            .filter(|(_, pack)| wanted(pack))
             .flat_map(|(n, p)| p.entries.iter().map(move |e| place(*n, e)))
             .collect()
     }

@@ -18,6 +18,8 @@ use sealdrive_proto::limits::MAX_OBJECT;
 use crate::limits::{APPEND_BUFFER, APPEND_DIRECT, PACK_SIZE, WRITE_BEHIND};
 
 const MAGIC: &[u8; 8] = b"SDLP\x01\0\0\0";
+/// Where the first record begins.
+pub(super) const FIRST_RECORD: u64 = MAGIC.len() as u64;
 /// Length of a note: kind and reference under both local locks.
 pub const NOTE_LEN: usize = 1 + Reference::LEN + RECORD_OVERHEAD;
 /// The first bytes of every sealed object.
@@ -250,9 +252,9 @@ pub(super) fn recover(dir: &dyn Medium, number: u64) -> io::Result<Scan> {
         entries: Vec::new(),
         bad: Vec::new(),
         tail: None,
-        len: size.min(MAGIC.len() as u64),
+        len: size.min(FIRST_RECORD),
     };
-    let mut at = MAGIC.len() as u64;
+    let mut at = FIRST_RECORD;
     loop {
         let step = match record_header(&*scan.file, at, size)? {
             Some((len, sid)) => {
@@ -329,7 +331,7 @@ fn is_good(file: &dyn MediumFile, at: u64, size: u64) -> io::Result<bool> {
 /// Ids in a pack, from the record headers alone: for forgetting an evicted pack.
 pub(super) fn sids(file: &dyn MediumFile, len: u64) -> io::Result<Vec<Sid>> {
     let mut out = Vec::new();
-    let mut at = MAGIC.len() as u64;
+    let mut at = FIRST_RECORD;
     while at + RECORD_HEADER < len {
         let Some((object_len, sid)) = record_header(file, at, len)? else {
             break;
@@ -340,7 +342,12 @@ pub(super) fn sids(file: &dyn MediumFile, len: u64) -> io::Result<Vec<Sid>> {
     Ok(out)
 }
 
-fn record_header(file: &dyn MediumFile, at: u64, size: u64) -> io::Result<Option<(u32, Sid)>> {
+/// Length and id of the object whose record begins at `at`, if the file could hold it.
+pub(super) fn record_header(
+    file: &dyn MediumFile,
+    at: u64,
+    size: u64,
+) -> io::Result<Option<(u32, Sid)>> {
     let mut head = [0; RECORD_HEADER as usize];
     if at + RECORD_HEADER > size {
         return Ok(None);

@@ -325,6 +325,17 @@ impl Machine {
         assert!(events.iter().any(is_it), "{kind:?} in {events:#?}");
     }
 
+    /// Such an event is reported now or soon: what was left unread when the drive was opened is looked at behind it.
+    #[track_caller]
+    pub fn tells(&self, kind: EventKind) {
+        let patience = soon(60);
+        let is_told = || self.engine.status().events.iter().any(|e| e.kind == kind);
+        while !is_told() && Instant::now() < patience {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        self.told(kind);
+    }
+
     pub fn unmount(self) {
         assert_eq!(
             self.engine.shutdown(soon(20)),

@@ -35,6 +35,7 @@ impl State {
                 file: open.file(),
                 entries: Vec::new(),
                 len: open.len(),
+                unread: false,
             };
             self.packs.insert(open.number(), pack);
             self.open = Some(open);
