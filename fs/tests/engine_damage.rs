@@ -6,8 +6,9 @@ mod engine_support;
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
+use std::time::Duration;
 
 use engine_support::{Machine, World, copy_dir, device, noise, soon};
 use sealdrive::engine::{Branch, Cause, CrashPoints, Event, EventKind, SyncError, list_conflicts};
@@ -217,6 +218,75 @@ fn what_only_the_journal_names_is_missed_too() {
     assert_eq!(casualties.len(), 1, "{casualties:?}");
     let named = [one.ino("/good").unwrap(), one.ino("/bad").unwrap()];
     assert!(named.contains(&casualties[0].ino));
+}
+
+/// A damaged node leaves the queue before it is noted as lost. Whoever commits at that moment finds that nothing waits
+/// and that nothing is lost.
+#[test]
+fn nothing_is_committed_while_it_is_found_out_what_is_lost() {
+    let world = World::new();
+    let machine: Arc<OnceLock<Weak<Machine>>> = Arc::default();
+    let (slot, server) = (Arc::clone(&machine), Arc::clone(&world.server));
+    let found = Arc::<AtomicBool>::default();
+    let is_found = Arc::clone(&found);
+    let points = CrashPoints::new(move |point| {
+        let Some(one) = slot.get().filter(|_| point == "damage-aside") else {
+            return;
+        };
+        // Each answer of the server wakes those who wait to commit.
+        let asked = || server.faults.lease_asked.load(Ordering::SeqCst);
+        let enough = asked() + 30;
+        while asked() < enough {
+            let Some(one) = one.upgrade() else { return };
+            one.engine.hear(Duration::ZERO, soon(0));
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        is_found.store(true, Ordering::SeqCst);
+    });
+    let one = Arc::new(world.mount_with_points("one", 1, points));
+    machine.set(Arc::downgrade(&one)).unwrap();
+    one.sync();
+    world.server.faults.offline.store(true, Ordering::SeqCst);
+    // In the tree itself: its only node is all that waits.
+    one.write("/file", b"file");
+    assert!(one.engine.sync_server(soon(2), |_| true).is_err());
+    assert_eq!(one.engine.status().pending_objects, 1);
+    let before = world.server.disk().commits.len();
+    rot(&world, "one", outbox_of(&world, "one").last().unwrap());
+    world.server.faults.offline.store(false, Ordering::SeqCst);
+    let done = one.engine.sync_server(soon(90), |_| true);
+    assert!(matches!(done, Err(SyncError::Stopped(_))), "{done:?}");
+    assert!(found.load(Ordering::SeqCst));
+    one.told(EventKind::OutboxDamage);
+    assert_eq!(world.server.disk().commits.len(), before);
+}
+
+/// What is sealed again stands behind everything that the tree was made of, and is waited for all the same.
+#[test]
+fn what_is_sealed_again_is_on_the_server_before_it_is_committed() {
+    let world = World::new();
+    let one = world.mount("one", 1);
+    one.sync();
+    world.server.faults.offline.store(true, Ordering::SeqCst);
+    let content = noise(1, 300_000);
+    one.write("/file", &content);
+    assert!(one.engine.sync_server(soon(2), |_| true).is_err());
+    // Read from its chunk, which stays in memory.
+    assert_eq!(one.read("/file"), content);
+    let objects = outbox_of(&world, "one");
+    let chunk = objects.iter().max_by_key(|(_, at)| at.len()).unwrap();
+    rot(&world, "one", chunk);
+    // The node alone, and then nothing for a moment.
+    world.server.faults.cut_after.store(1, Ordering::SeqCst);
+    world.server.faults.offline.store(false, Ordering::SeqCst);
+    one.sync();
+    // At once: what the server has at this moment is all that another machine would find.
+    let server = world.server.snapshot();
+    one.told(EventKind::Healed);
+    drop(one);
+    let mut config = world.config("two", 2);
+    config.remote = Some(server.connect(device(2)));
+    assert_eq!(world.try_mount(config).unwrap().read("/file"), content);
 }
 
 /// Files whose names and attributes take a dozen leaves.

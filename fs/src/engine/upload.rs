@@ -146,6 +146,7 @@ async fn heal(shared: &Arc<Shared>, sid: Sid, end: Position) {
         let _doubt = here.refused.doubt();
         let node = |reference: &Reference| here.drive.node_in_memory(reference);
         let healed = here.blobs.heal(sid, end, node)?;
+        here.crash.reached("damage-aside");
         if healed {
             here.progress.must_reach(here.store.end());
         } else if !here.refused.lose([sid]) {
