@@ -123,6 +123,22 @@ fn what_a_durable_checkpoint_holds_is_not_logged_any_more() {
     assert_eq!(drive.take_log(LogData::All).unwrap(), []);
 }
 
+/// The same of what the journal was to forget: a clean unmount leaves nothing in it.
+#[test]
+fn what_a_durable_checkpoint_holds_is_not_discarded_any_more() {
+    let (drive, ino, _open) = drive_with_file();
+    write(&drive, ino, 0, 1000);
+    drive.take_log(LogData::All).unwrap();
+    let empty = SetAttr {
+        size: Some(0),
+        ..SetAttr::default()
+    };
+    drive.setattr(ino, empty, NOW).unwrap();
+    drive.freeze().unwrap().unwrap();
+    drive.thaw(TREE);
+    assert_eq!(drive.take_log(LogData::All).unwrap(), []);
+}
+
 #[test]
 fn what_is_frozen_is_logged_under_the_number_of_its_checkpoint() {
     let (drive, ino, _open) = drive_with_file();
@@ -152,6 +168,33 @@ fn a_checkpoint_that_does_not_come_about_leaves_what_it_had_taken_to_the_journal
     assert_eq!(content(&after, ino), content(&drive, ino));
     assert_eq!(content(&after, ino).len(), 150);
     assert_eq!(after.lookup(ROOT, b"file").unwrap().ino, ino);
+}
+
+/// The journal holds bytes that a truncation took away. A checkpoint took the truncation over and did not come about:
+/// unless the journal is told of it after all, the bytes are back after a crash, where the file has grown over zeros.
+#[test]
+fn a_checkpoint_that_does_not_come_about_brings_no_discarded_bytes_back() {
+    let (drive, ino, _open) = drive_with_file();
+    let resize = |size| {
+        let set = SetAttr {
+            size: Some(size),
+            ..SetAttr::default()
+        };
+        drive.setattr(ino, set, NOW).unwrap();
+    };
+    drive.write(ino, 0, &[7; 1000], false, NOW).unwrap();
+    let mut log = drive.take_log(LogData::All).unwrap();
+    resize(0);
+    drive.freeze().unwrap().unwrap();
+    // While it is frozen the journal has not been asked for, and something else is discarded.
+    resize(1000);
+    drive.write(ino, 900, &[8; 50], false, NOW).unwrap();
+    drive.refreeze_later();
+    log.extend(drive.take_log(LogData::All).unwrap());
+    let after = Drive::recover(None, 0, log);
+    let expected = [vec![0; 900], vec![8; 50], vec![0; 50]].concat();
+    assert!(content(&drive, ino) == expected);
+    assert!(content(&after, ino) == expected);
 }
 
 /// A change of attributes is in no record until somebody asks for the records: it counts as the change that it is.

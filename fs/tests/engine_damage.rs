@@ -4,52 +4,13 @@
 
 mod engine_support;
 
-use std::ops::Range;
-use std::path::{Path, PathBuf};
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use engine_support::packs::{objects_in, outbox_of, rot};
 use engine_support::{Machine, World, copy_dir, device, noise, soon};
 use sealdrive::engine::{Branch, Cause, CrashPoints, Event, EventKind, SyncError, list_conflicts};
-
-/// Length of what stands before an object in a local pack: length, checksum, id, note.
-const RECORD_HEAD: usize = 4 + 4 + 32 + 98;
-
-/// Where the objects of a pack lie.
-fn objects_in(pack: &[u8]) -> Vec<Range<usize>> {
-    let (mut out, mut at) = (Vec::new(), 8);
-    while let Some(len) = pack.get(at..at + 4) {
-        let from = at + RECORD_HEAD;
-        at = from + u32::from_le_bytes(len.try_into().unwrap()) as usize;
-        out.push(from..at);
-    }
-    out
-}
-
-/// Where the objects of all packs in a machine's outbox lie.
-fn outbox_of(world: &World, machine: &str) -> Vec<(PathBuf, Range<usize>)> {
-    let outbox = PathBuf::from(machine).join("outbox");
-    let packs = std::fs::read_dir(world.dir.path().join(&outbox)).unwrap();
-    let mut packs: Vec<PathBuf> = packs
-        .map(|entry| Path::new("outbox").join(entry.unwrap().file_name()))
-        .collect();
-    packs.sort();
-    let objects = |pack: &PathBuf| {
-        let bytes = std::fs::read(world.path(machine).join(pack)).unwrap();
-        let found = objects_in(&bytes).into_iter();
-        found.map(|at| (pack.clone(), at)).collect::<Vec<_>>()
-    };
-    packs.iter().flat_map(objects).collect()
-}
-
-/// Flips a bit in the middle of an object.
-fn rot(world: &World, machine: &str, (pack, at): &(PathBuf, Range<usize>)) {
-    let path = world.path(machine).join(pack);
-    let mut bytes = std::fs::read(&path).unwrap();
-    bytes[at.start + at.len() / 2] ^= 1;
-    std::fs::write(path, bytes).unwrap();
-}
 
 /// A damaged tree node that no server had took everything below it, though the server had a commit: a flipped bit in
 /// the outbox made a whole drive EIO.
@@ -220,6 +181,75 @@ fn what_only_the_journal_names_is_missed_too() {
     assert!(named.contains(&casualties[0].ino));
 }
 
+/// A damaged node leaves the queue before it is noted as lost. Whoever commits at that moment finds that nothing waits
+/// and that nothing is lost.
+#[test]
+fn nothing_is_committed_while_it_is_found_out_what_is_lost() {
+    let world = World::new();
+    let machine: Arc<OnceLock<Weak<Machine>>> = Arc::default();
+    let (slot, server) = (Arc::clone(&machine), Arc::clone(&world.server));
+    let found = Arc::<AtomicBool>::default();
+    let is_found = Arc::clone(&found);
+    let points = CrashPoints::new(move |point| {
+        let Some(one) = slot.get().filter(|_| point == "damage-aside") else {
+            return;
+        };
+        // Each answer of the server wakes those who wait to commit.
+        let asked = || server.faults.lease_asked.load(Ordering::SeqCst);
+        let enough = asked() + 30;
+        while asked() < enough {
+            let Some(one) = one.upgrade() else { return };
+            one.engine.hear(Duration::ZERO, soon(0));
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        is_found.store(true, Ordering::SeqCst);
+    });
+    let one = Arc::new(world.mount_with_points("one", 1, points));
+    machine.set(Arc::downgrade(&one)).unwrap();
+    one.sync();
+    world.server.faults.offline.store(true, Ordering::SeqCst);
+    // In the tree itself: its only node is all that waits.
+    one.write("/file", b"file");
+    assert!(one.engine.sync_server(soon(2), |_| true).is_err());
+    assert_eq!(one.engine.status().pending_objects, 1);
+    let before = world.server.disk().commits.len();
+    rot(&world, "one", outbox_of(&world, "one").last().unwrap());
+    world.server.faults.offline.store(false, Ordering::SeqCst);
+    let done = one.engine.sync_server(soon(90), |_| true);
+    assert!(matches!(done, Err(SyncError::Stopped(_))), "{done:?}");
+    assert!(found.load(Ordering::SeqCst));
+    one.told(EventKind::OutboxDamage);
+    assert_eq!(world.server.disk().commits.len(), before);
+}
+
+/// What is sealed again stands behind everything that the tree was made of, and is waited for all the same.
+#[test]
+fn what_is_sealed_again_is_on_the_server_before_it_is_committed() {
+    let world = World::new();
+    let one = world.mount("one", 1);
+    one.sync();
+    world.server.faults.offline.store(true, Ordering::SeqCst);
+    let content = noise(1, 300_000);
+    one.write("/file", &content);
+    assert!(one.engine.sync_server(soon(2), |_| true).is_err());
+    // Read from its chunk, which stays in memory.
+    assert_eq!(one.read("/file"), content);
+    let objects = outbox_of(&world, "one");
+    let chunk = objects.iter().max_by_key(|(_, at)| at.len()).unwrap();
+    rot(&world, "one", chunk);
+    // The node alone, and then nothing for a moment.
+    world.server.faults.cut_after.store(1, Ordering::SeqCst);
+    world.server.faults.offline.store(false, Ordering::SeqCst);
+    one.sync();
+    // At once: what the server has at this moment is all that another machine would find.
+    let server = world.server.snapshot();
+    one.told(EventKind::Healed);
+    drop(one);
+    let mut config = world.config("two", 2);
+    config.remote = Some(server.connect(device(2)));
+    assert_eq!(world.try_mount(config).unwrap().read("/file"), content);
+}
+
 /// Files whose names and attributes take a dozen leaves.
 const MANY: u64 = 300;
 
@@ -334,151 +364,4 @@ fn rots_under_a_checkpoint(
     let committed = server.disk().commits.len() > before;
     assert_eq!(committed, !stopped, "object {number}");
     committed
-}
-
-/// Without a server: everything is in the tree, and nothing in the journal.
-fn all_in_the_tree(machine: &Machine) {
-    let patience = soon(60);
-    loop {
-        let _ = machine.engine.sync_server(soon(1), |_| true);
-        let status = machine.engine.status();
-        if status.dirty_bytes == 0 && status.checkpointed + 1 >= status.operations {
-            return;
-        }
-        assert!(Instant::now() < patience, "{status:#?}");
-    }
-}
-
-/// Opening leaves unread what the index vouches for: somebody has to look, also while no server is reached.
-#[test]
-fn a_chunk_that_rots_unread_is_told_with_its_file_though_no_server_is_reached() {
-    let world = World::new();
-    let one = world.mount("one", 1);
-    one.sync();
-    one.unmount();
-    world.server.faults.offline.store(true, Ordering::SeqCst);
-    for (round, name) in ["/good", "/rotten", "/last"].into_iter().enumerate() {
-        let one = world.mount("one", 1);
-        one.write(name, &noise(round as u64, 300_000));
-        all_in_the_tree(&one);
-    }
-    let objects = outbox_of(&world, "one");
-    let mut chunks = objects.iter().filter(|(_, at)| at.len() > 200_000);
-    let second = chunks.nth(1).unwrap();
-    rot(&world, "one", second);
-    let one = world.mount("one", 1);
-    let rotten = one.ino("/rotten").unwrap();
-    one.tells(EventKind::OutboxDamage);
-    let patience = soon(60);
-    let found = || one.engine.status().casualties;
-    while found().is_empty() {
-        assert!(Instant::now() < patience, "{:#?}", one.engine.status());
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    let found: Vec<_> = found().iter().map(|lost| lost.ino).collect();
-    assert_eq!(found, [rotten]);
-    assert_eq!(one.read("/good"), noise(0, 300_000));
-    assert_eq!(one.read("/last"), noise(2, 300_000));
-}
-
-/// What was gone was missed at the first mount only: where that one had no server, the next made a restore point of a
-/// tree with a hole.
-#[test]
-fn what_was_missed_without_a_server_is_still_missed_with_one() {
-    const NEW: u64 = 100;
-    let world = World::new();
-    let one = world.mount("one", 1);
-    one.mkdir("/dir");
-    one.write("/dir/old", &noise(1, 300_000));
-    one.sync();
-    one.unmount();
-    let sent = outbox_of(&world, "one");
-    world.server.faults.offline.store(true, Ordering::SeqCst);
-    let one = world.mount("one", 1);
-    let new = |n: u64| format!("/dir/{:0>90}", n);
-    for n in 0..NEW {
-        one.write(&new(n), &noise(n + 2, 3000));
-    }
-    // Nothing in the journal: the next commit needs no look at what is lost.
-    all_in_the_tree(&one);
-    drop(one);
-    // A later pack, and a root in it.
-    let one = world.mount("one", 1);
-    one.write("/other", b"other");
-    all_in_the_tree(&one);
-    drop(one);
-    let mut objects = outbox_of(&world, "one");
-    objects.retain(|object| !sent.contains(object));
-    let (mut torn, mut whole, mut behind) = (0, 0, 0);
-    for (number, (pack, at)) in objects.iter().rev().enumerate() {
-        let name = format!("case-{number}");
-        copy_dir(&world.path("one"), &world.path(&name));
-        // The whole pack is gone, or all from this object on, or the object's id is not what it was.
-        let path = world.path(&name).join(pack);
-        let mut bytes = std::fs::read(&path).unwrap();
-        match number % 4 {
-            0 => bytes.clear(),
-            1 | 2 => bytes.truncate(at.start),
-            _ => bytes[at.start - RECORD_HEAD + 20] ^= 1,
-        }
-        match bytes.is_empty() {
-            true => std::fs::remove_file(path).unwrap(),
-            false => std::fs::write(path, bytes).unwrap(),
-        }
-        let server = world.server.snapshot();
-        server.faults.offline.store(true, Ordering::SeqCst);
-        let mount = |machine: &str, n| {
-            let mut config = world.config(machine, n);
-            config.remote = Some(server.connect(device(n)));
-            world.try_mount(config).unwrap()
-        };
-        let machine = mount(&name, 1);
-        machine.told(EventKind::OutboxDamage);
-        drop(machine);
-        // The second does not know any more what it was; its server comes back while it is mounted.
-        let machine = mount(&name, 1);
-        machine.told(EventKind::OutboxDamage);
-        server.faults.offline.store(false, Ordering::SeqCst);
-        // What is appended and sent behind the hole does not cover it.
-        if machine.ino("/other").is_ok() {
-            machine.write("/second", &noise(9, 300_000));
-            behind += 1;
-        }
-        let said = machine.engine.sync_server(soon(3), |_| true);
-        let patience = soon(60);
-        while machine.engine.status().sent_bytes == 0 || machine.engine.status().pending_objects > 0
-        {
-            assert!(Instant::now() < patience, "{:#?}", machine.engine.status());
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        drop(machine);
-        let names_are_there = |other: &Machine| {
-            let is_there = |n| other.ino(&new(n)).is_ok();
-            let found = (0..NEW).filter(|n| is_there(*n)).count() as u64;
-            assert!(found == 0 || found == NEW, "{name}: {found} of {NEW}");
-            found > 0
-        };
-        let there = names_are_there(&mount(&format!("{name}-other"), 2));
-        assert_eq!(there, said.is_ok(), "{name}");
-        let machine = mount(&name, 1);
-        let aside = list_conflicts(&world.config(&name, 1)).unwrap();
-        assert_eq!(aside.is_empty(), there, "{name}: {aside:?}");
-        machine.write("/dir/later", b"later");
-        machine.sync();
-        machine.unmount();
-        let other = mount(&format!("{name}-last"), 3);
-        assert_eq!(other.read("/dir/later"), b"later", "{name}");
-        assert_eq!(other.read("/dir/old"), noise(1, 300_000), "{name}");
-        assert_eq!(names_are_there(&other), there, "{name}");
-        drop(other);
-        // A restore point has left it behind: nothing is missed any more.
-        let machine = mount(&name, 1);
-        let events = machine.engine.status().events;
-        let is_damage = |event: &Event| event.kind == EventKind::OutboxDamage;
-        assert!(!events.iter().any(is_damage), "{name}: {events:#?}");
-        drop(machine);
-        *if there { &mut whole } else { &mut torn } += 1;
-    }
-    let counts = [torn, whole, behind];
-    assert!(torn > 2 && whole > 0 && behind > 2, "{counts:?}");
 }

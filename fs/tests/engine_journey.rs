@@ -4,7 +4,11 @@
 
 mod engine_support;
 
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
+
 use engine_support::{World, noise};
+use sealdrive::engine::CrashPoints;
 
 fn fill(machine: &engine_support::Machine) {
     machine.mkdir("/docs");
@@ -55,11 +59,7 @@ fn the_same_machine_mounts_again_without_a_server() {
     fill(&machine);
     let before = machine.tree();
     machine.unmount();
-    world
-        .server
-        .faults
-        .offline
-        .store(true, std::sync::atomic::Ordering::SeqCst);
+    world.server.faults.offline.store(true, Ordering::SeqCst);
     let machine = world.mount("one", 1);
     assert_eq!(machine.tree(), before);
     machine.write("/offline", b"still works");
@@ -67,11 +67,56 @@ fn the_same_machine_mounts_again_without_a_server() {
     drop(machine);
     let machine = world.mount("one", 1);
     assert_eq!(machine.read("/offline"), b"still works");
-    world
-        .server
-        .faults
-        .offline
-        .store(false, std::sync::atomic::Ordering::SeqCst);
+    world.server.faults.offline.store(false, Ordering::SeqCst);
     machine.unmount();
     assert_eq!(world.mount("two", 2).read("/offline"), b"still works");
+}
+
+/// Chunks that wait are sealed side by side, and the same one may be among them several times: none was known when they
+/// were looked up. The only worker is kept at another file until they wait.
+#[test]
+fn the_same_chunk_several_times_in_one_batch_is_stored_and_sent_once() {
+    let world = World::new();
+    let (go_on, held) = mpsc::channel::<()>();
+    let (go_on, held) = (Mutex::new(Some(go_on)), Mutex::new(held));
+    let (handed_out, sealing) = (AtomicU64::new(0), Arc::<AtomicU64>::default());
+    let sealed = Arc::clone(&sealing);
+    let mut config = world.config("one", 1);
+    config.workers = 1;
+    config.crash = CrashPoints::new(move |point| match point {
+        // By the thread that hands them out, one file after the other: at the third the second is all there.
+        "chunked" if handed_out.fetch_add(1, Ordering::SeqCst) == 2 => {
+            go_on.lock().unwrap().take();
+        }
+        "object-sealed" if sealed.fetch_add(1, Ordering::SeqCst) == 0 => {
+            let _ = held.lock().unwrap().recv();
+        }
+        _ => {}
+    });
+    let one = world.try_mount(config).unwrap();
+    // No content cut in any of it: each MiB is the same chunk.
+    let same = noise(1, 4096).repeat(6 << 8);
+    let content = |name: &str| match name {
+        "/same" => same.clone(),
+        "/before" => noise(2, 1 << 20),
+        _ => noise(3, 1 << 20),
+    };
+    for name in ["/before", "/same", "/behind"] {
+        one.write(name, b"");
+        one.write_at(name, 0, &content(name));
+        while sealing.load(Ordering::SeqCst) == 0 {
+            std::thread::yield_now();
+        }
+    }
+    one.sync();
+    let (objects, puts) = {
+        let disk = world.server.disk();
+        (disk.objects.len() as u64, disk.puts)
+    };
+    assert_eq!(puts, objects, "each was sent once");
+    let two = world.mount("two", 2);
+    for name in ["/before", "/same", "/behind"] {
+        assert!(one.read(name) == content(name), "{name}");
+        assert!(two.read(name) == content(name), "{name}, elsewhere");
+    }
 }

@@ -1,17 +1,19 @@
 //! Garbage under an id of ours: another device of the account, or the server, was there first. It is noticed, stepped
-//! around, and in no restore point.
+//! around, and in no restore point. And garbage in our own outbox, under a checksum that is right.
 
 #![allow(clippy::unwrap_used, unreachable_pub)]
 
 mod engine_support;
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::Duration;
 
 use bytes::Bytes;
-use engine_support::{World, device, noise};
-use sealdrive::engine::EventKind;
+use engine_support::{World, device, noise, soon};
+use sealdrive::drive::PlanPiece;
+use sealdrive::engine::{BlobError, EventKind};
 use sealdrive_proto::header::ObjectHeader;
 use sealdrive_proto::id::Sid;
 
@@ -61,4 +63,61 @@ fn poison_is_noticed_and_no_commit_goes_out_before_what_is_sealed_anew() {
     let mut config = world.config("two", 2);
     config.remote = Some(server.connect(device(2)));
     assert_eq!(world.try_mount(config).unwrap().read("/file"), content);
+}
+
+/// Length and checksum of a record in a local pack, the id, and the note.
+const HEAD: usize = 8;
+const RECORD: usize = HEAD + 32 + 98;
+
+/// Flips a bit of the largest object in a pack, and makes its checksum right.
+fn forge(pack: &mut [u8]) {
+    let mut largest = 0..0;
+    let mut at = 8;
+    while let Some(len) = pack.get(at..at + 4) {
+        let len = u32::from_le_bytes(len.try_into().unwrap()) as usize;
+        let record = at..at + RECORD + len;
+        at = record.end;
+        if record.len() > largest.len() {
+            largest = record;
+        }
+    }
+    let record = &mut pack[largest];
+    let middle = RECORD + (record.len() - RECORD) / 2;
+    record[middle] ^= 1;
+    let sum = crc32c::crc32c(&record[HEAD..]);
+    record[4..HEAD].copy_from_slice(&sum.to_le_bytes());
+}
+
+/// A copy that does not open is fetched anew, because the server has it. This is no copy: nobody else has it, so it is
+/// lost, and not something that a server would have if only it were reached.
+#[test]
+fn an_object_of_the_outbox_that_does_not_open_is_lost_and_not_taken_for_a_copy() {
+    let content = noise(9, 200_000);
+    let world = World::new();
+    world.mount("one", 1).unmount();
+    world.server.faults.offline.store(true, Ordering::SeqCst);
+    let machine = world.mount("one", 1);
+    machine.write("/file", &content);
+    assert!(machine.engine.sync_server(soon(2), |_| true).is_err());
+    drop(machine);
+    let packs = std::fs::read_dir(world.path("one").join("outbox")).unwrap();
+    let packs = packs.map(|entry| entry.unwrap().path());
+    let pack = packs.max_by_key(|path| path.metadata().unwrap().len());
+    let pack = pack.unwrap();
+    let mut bytes = std::fs::read(&pack).unwrap();
+    forge(&mut bytes);
+    std::fs::write(&pack, bytes).unwrap();
+
+    let machine = world.mount("one", 1);
+    let ino = machine.ino("/file").unwrap();
+    let plan = machine.op(|d| d.read_plan(ino, 0, u64::MAX)).unwrap();
+    let [PlanPiece::Chunk { reference, .. }] = plan.pieces[..] else {
+        panic!("one chunk: {:?}", plan.pieces)
+    };
+    // Each time: it is not forgotten that it was lost.
+    for _ in 0..2 {
+        let read = machine.engine.chunk(&reference, soon(90));
+        assert_eq!(read, Err(BlobError::Lost));
+    }
+    machine.told(EventKind::OutboxDamage);
 }

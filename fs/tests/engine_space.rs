@@ -48,8 +48,12 @@ impl Rig {
 
     /// Creates and writes one file; on a refusal nothing of it stays but perhaps its empty name.
     fn put(&mut self, machine: &Machine) -> Result<(), DriveError> {
+        self.put_of(machine, FILE)
+    }
+
+    fn put_of(&mut self, machine: &Machine, len: usize) -> Result<(), DriveError> {
         self.next += 1;
-        let (name, content) = (format!("f{:05}", self.next), noise(self.next, FILE));
+        let (name, content) = (format!("f{:05}", self.next), noise(self.next, len));
         let new = NewNode {
             kind: FileKind::Regular,
             mode: 0o644,
@@ -297,6 +301,58 @@ fn what_a_commit_covers_makes_room_for_what_was_accepted() {
     assert!(rig.disk.refused() > 0, "the disk was never full");
     is_well(&machine);
     rig.is_whole(&machine);
+    machine.unmount();
+    rig.is_whole(&rig.world.mount("two", 2));
+}
+
+/// Not only whole packs: also the one being written, small as it is, may be all that is left of the disk.
+#[test]
+fn also_the_pack_being_written_makes_room_when_a_commit_covers_it() {
+    const SMALL: usize = 30_000;
+    let mut rig = Rig::new(200 * MIB);
+    rig.mount().unmount();
+    let machine = rig.mount();
+    for _ in 0..3 {
+        rig.put_of(&machine, SMALL).unwrap();
+    }
+    machine.sync();
+    // Somebody else leaves a few blocks, when the reserve has gone.
+    rig.disk.set_capacity(rig.disk.used() - MIB + 8 * 4096);
+    until(&machine, || machine.engine.status().outbox_bytes == 0);
+    let deadline = soon(90);
+    while rig.put_of(&machine, SMALL / 3).is_err() {
+        assert!(soon(0) < deadline, "{:#?}", machine.engine.status());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    machine.engine.sync_local().unwrap();
+    rig.is_whole(&machine);
+    is_well(&machine);
+    rig.disk.set_capacity(200 * MIB);
+    machine.sync();
+    machine.unmount();
+    rig.is_whole(&rig.world.mount("two", 2));
+}
+
+/// The server has it, but no commit names it: however little space there is, it stays.
+#[test]
+fn what_no_commit_covers_makes_no_room() {
+    let mut rig = Rig::new(24 * MIB);
+    rig.mount().unmount();
+    let machine = rig.mount();
+    let refuse = &rig.world.server.clone().faults.refuse_commits;
+    refuse.store(true, Ordering::SeqCst);
+    rig.fill(&machine);
+    until(&machine, || machine.engine.status().pending_objects == 0);
+    let accepted: usize = rig.files.values().map(Vec::len).sum();
+    // Until what space there is has been looked at some times more.
+    for _ in 0..10 {
+        let _ = machine.engine.sync_server(soon(0), |_| true);
+        assert!(machine.engine.status().outbox_bytes >= accepted as u64);
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    refuse.store(false, Ordering::SeqCst);
+    rig.wait_for_room(&machine);
+    machine.sync();
     machine.unmount();
     rig.is_whole(&rig.world.mount("two", 2));
 }

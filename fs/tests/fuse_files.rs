@@ -423,6 +423,45 @@ fn times_to_the_nanosecond_and_before_1970() {
     mount.end();
 }
 
+/// The kernel keeps the times of pages that it keeps, and sends them on their own; of what goes straight through, the
+/// drive does.
+#[test]
+fn kept_pages_come_without_a_time_and_what_goes_past_them_with_one() {
+    let Some(mount) = Mounted::new("") else {
+        return;
+    };
+    let long_ago = Timespec {
+        tv_sec: 1_000_000_000,
+        tv_nsec: 7,
+    };
+    let times = Timestamps {
+        last_access: long_ago,
+        last_modification: long_ago,
+    };
+    // What the drive has, not what the kernel says of it.
+    let modified = |file: &File| {
+        let ino = file.metadata().unwrap().ino();
+        mount.double.drive.getattr(ino).unwrap().mtime.secs
+    };
+    let kept = open(&mount.at("kept"));
+    kept.write_all_at(&noise(100_000, 6), 0).unwrap();
+    rustix::fs::futimens(&kept, &times).unwrap();
+    kept.sync_all().unwrap();
+    assert_eq!(modified(&kept), long_ago.tv_sec);
+    let straight = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .custom_flags(rustix::fs::OFlags::DIRECT.bits().cast_signed())
+        .open(mount.at("straight"))
+        .unwrap();
+    rustix::fs::futimens(&straight, &times).unwrap();
+    assert_eq!(modified(&straight), long_ago.tv_sec);
+    straight.write_all_at(&noise(4096, 7), 0).unwrap();
+    assert!(modified(&straight) > long_ago.tv_sec);
+    drop((kept, straight));
+    mount.end();
+}
+
 #[test]
 fn locks_exclude_each_other() {
     let Some(mount) = Mounted::new("") else {

@@ -16,12 +16,16 @@ use sealdrive_runtime::simulation::World;
 use sealdrive_runtime::{thread, time};
 use sealdrive_tests::sim::bounded::{Ground, Workload, try_all};
 use sealdrive_tests::sim::lanes::side_by_side;
+use sealdrive_tests::sim::turns::ask_while_a_checkpoint_is_made;
 use sealdrive_tests::sim::world::{Report, reproduce, run};
 
 /// Worlds of an ordinary test run.
 const USUAL: std::ops::Range<u64> = 0..2000;
 /// Worlds that are run twice.
 const TWICE: std::ops::Range<u64> = 1000..1010;
+
+/// Orders that are tried where two threads meet.
+const MEETINGS: u64 = 24;
 
 /// Every so many-th of the longer workloads is tried in an ordinary run; `scripts/sim --enumerate` tries them all.
 const SAMPLE: usize = 211;
@@ -120,6 +124,16 @@ fn what_was_promised_is_found_again() {
         ("calls whose server died", network.orphaned),
     ] {
         assert!(worlds < 50 || count > 0, "no {what} in {worlds} worlds");
+    }
+}
+
+/// Who finds nothing left to be checkpointed takes the number of the last checkpoint for that of what he wrote: so it
+/// must be told before the drive stands on it.
+#[test]
+fn what_a_checkpoint_holds_is_never_called_safe_before_it_is_on_the_server() {
+    for seed in 0..MEETINGS {
+        let done = ask_while_a_checkpoint_is_made(seed).result;
+        assert_eq!(done, Ok(()), "seed {seed}");
     }
 }
 

@@ -37,6 +37,7 @@ fn replace(shared: &Shared, sid: Sid, end: Position) -> Result<bool, StoreError>
     let _doubt = shared.refused.doubt();
     let node = |reference: &Reference| shared.drive.node_in_memory(reference);
     let healed = shared.blobs.heal(sid, end, node)?;
+    shared.crash.reached("damage-aside");
     if healed {
         shared.progress.must_reach(shared.store.end());
     } else if !shared.refused.lose([sid]) {

@@ -61,7 +61,7 @@ pub use self::branch::{
 pub use self::casualties::Casualty;
 pub use self::chain::ChainError;
 pub use self::config::EngineConfig;
-pub use self::crash::{ASIDE, CrashPoints, POINTS};
+pub use self::crash::{ASIDE, CrashPoints, DAMAGE, POINTS};
 pub use self::events::{Event, EventKind};
 pub use self::fence::{CallIn, Fence};
 pub use self::flush::NotDurable;

@@ -25,4 +25,6 @@ mod rack;
 #[cfg(feature = "simulation")]
 mod rivals;
 #[cfg(feature = "simulation")]
+pub mod turns;
+#[cfg(feature = "simulation")]
 pub mod world;

@@ -128,7 +128,7 @@ pub(super) struct Scene {
     pub(super) world: World,
     pub(super) rack: Arc<Rack>,
     household: Household,
-    network: Arc<Network>,
+    pub(super) network: Arc<Network>,
     pub(super) ledger: Arc<Mutex<Ledger>>,
     pub(super) report: Arc<Mutex<Report>>,
     server: Arc<Mutex<Option<Machine>>>,
