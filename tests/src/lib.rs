@@ -10,6 +10,7 @@ pub mod canary;
 pub mod compare;
 pub mod conformance;
 pub mod made;
+pub mod powercut;
 pub mod proxy;
 pub mod sim;
 pub mod tidy;

@@ -9,7 +9,7 @@
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use sealdrive::limits::JOURNAL_CHECKPOINT;
@@ -260,6 +260,21 @@ impl Group {
         let count = |line: &str| line.strip_prefix("oom_kill ")?.parse::<u64>().ok();
         words.filter_map(count).sum()
     }
+
+    /// Whether somebody who takes twice the limit is killed for it: else nothing was proved by who was not.
+    fn enforces(&self, limit: u64) -> bool {
+        let before = self.kills();
+        // `tail` keeps all of a line without an end; it begins when it is in the group.
+        let mut hog = Command::new("sh");
+        hog.args(["-c", "read go; head -c $0 /dev/zero | tail"]);
+        hog.arg((2 * limit).to_string());
+        let mut hog = hog.stdin(Stdio::piped()).stdout(Stdio::null()).spawn();
+        let hog = hog.as_mut().unwrap();
+        self.add(hog.id());
+        hog.stdin.take().unwrap().write_all(b"go\n").unwrap();
+        hog.wait().unwrap();
+        self.kills() > before
+    }
 }
 
 impl Drop for Group {
@@ -342,6 +357,9 @@ fn a_mount_under_load_stays_below_256_mib() {
         assert_eq!(group.kills(), 0);
     }
     mounted.kill();
+    if let Ok(group) = &group {
+        assert!(group.enforces(MEMORY), "the limit holds nobody back");
+    }
 }
 
 /// Story: the journal was allowed 256 MiB, and replaying 240 of them took 301: a machine that holds the mount to 256

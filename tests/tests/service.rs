@@ -256,6 +256,9 @@ fn the_units_are_sound_and_installed_where_systemd_looks() {
         for must in ["Type=notify", "WatchdogSec=", "Restart=on-failure"] {
             assert!(text.contains(must), "{must} in {}", unit.display());
         }
+        // On a machine where nobody had made the directory, the drive did not start, sixty times.
+        let makes = text.contains("ExecStartPre=-mkdir -p -- ${MOUNTPOINT}");
+        assert_eq!(makes, text.contains("mount --foreground"), "{text}");
         // What would uncover the empty directory after a crash.
         assert!(!text.contains("ExecStop"), "{text}");
         verify(unit, &world.path("runtime"));
