@@ -17,6 +17,8 @@ use sealdrive_tests::world::{
 const AT_ONCE: Duration = Duration::from_secs(5);
 /// Exit code: data is not on the server yet.
 const PENDING: i32 = 23;
+/// Exit code: no room.
+const NO_ROOM: i32 = 14;
 
 struct Behind {
     proxy: Proxy,
@@ -281,6 +283,7 @@ fn a_full_outbox_refuses_data_and_nothing_else_and_drains_by_itself() {
     let root = mounted.path().to_owned();
     fs::write(root.join("old"), b"old").unwrap();
     machine.sync();
+    let mut open = File::create(root.join("open")).unwrap();
     proxy.set(Weather::Refuse);
 
     let mut kept = 0;
@@ -298,6 +301,17 @@ fn a_full_outbox_refuses_data_and_nothing_else_and_drains_by_itself() {
     };
     assert_eq!(refused.kind(), std::io::ErrorKind::StorageFull, "{refused}");
     assert!(kept << 20 >= BUDGET / 2, "refused after {kept} MiB");
+    // Pages that the kernel held are refused and gone, and their program has not asked: `sync` must say so, once.
+    open.write_all(&Noise::new(1).bytes(300_000)).unwrap();
+    let point = root.to_str().unwrap();
+    let sync = || {
+        let mut command = machine.command(&["sync", "--timeout", "1s", point]);
+        run(&mut command, PATIENCE)
+    };
+    sync().code_is(NO_ROOM);
+    sync().code_is(PENDING);
+    drop(open);
+    fs::remove_file(root.join("open")).unwrap();
     // Everything that needs no room goes on, and so does reading.
     let _ = fs::remove_file(root.join(format!("data-{kept}")));
     fs::rename(root.join("old"), root.join("older")).unwrap();

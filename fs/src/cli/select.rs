@@ -78,14 +78,15 @@ pub(super) fn one(session: &Session, wanted: &Path) -> Result<(Mounted, Option<u
 }
 
 /// Sends the kernel's dirty pages on their way, without waiting for a mount that may hang: the daemon waits for them,
-/// and says so if they do not come.
-pub(super) fn start_flush(mountpoint: &Path) {
+/// and says so if they do not come. Returns what the kernel says: it tells of pages that were refused once, to whoever
+/// asks first.
+pub(super) fn start_flush(mountpoint: &Path) -> Option<Failure> {
     let mountpoint = mountpoint.to_owned();
     let (done, flushed) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
         let _ = done.send(flush_kernel(&mountpoint));
     });
-    let _ = flushed.recv_timeout(FLUSH_PATIENCE);
+    flushed.recv_timeout(FLUSH_PATIENCE).ok()?.err()
 }
 
 /// Makes the kernel hand over what programs wrote through it. Done here and not in the daemon, which would wait for

@@ -118,11 +118,15 @@ impl Verdict {
 fn ask(mounted: &select::Mounted, ask: Ask) -> Result<control::Status, Failure> {
     // One that is unmounted and only still sends has no kernel to flush.
     let flush = ask.flush && mounted.status.mounted;
-    if flush {
-        select::start_flush(&mounted.status.mountpoint);
-    }
+    let refused = match flush {
+        true => select::start_flush(&mounted.status.mountpoint),
+        false => None,
+    };
     match control::ask(&mounted.socket, &Ask { flush, ..ask }.into(), &mut |_| ()) {
-        Ok(Answer::Status(status)) => Ok(*status),
+        Ok(Answer::Status(mut status)) => {
+            status.notes.extend(refused.map(|why| why.to_string()));
+            Ok(*status)
+        }
         Ok(Answer::Failed(refusal)) => Err(refusal.into()),
         Ok(_) => Err(Failure::new(
             Exit::Error,

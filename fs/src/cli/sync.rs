@@ -58,15 +58,8 @@ pub(super) fn wait(
         if mounted.status.over_quota {
             ask_for_room(mounted);
         }
-        if let Err(first) = select::flush_kernel(&mounted.status.mountpoint) {
-            if first.exit != Exit::Space {
-                return Err(first);
-            }
-            // The kernel tells of a refusal once, however long ago it was: what is refused now is told again.
-            ask_for_room(mounted);
-            select::flush_kernel(&mounted.status.mountpoint)?;
-            session.out.warn(&first.to_string());
-        }
+        // The kernel tells of a refusal once, also of one before this: the pages are gone, so it is no success then.
+        select::flush_kernel(&mounted.status.mountpoint)?;
     }
     let timeout_ms = timeout.map(|t| u64::try_from(t.as_millis()).unwrap_or(u64::MAX));
     let mut meter = Meter::new(
