@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
+use std::time::UNIX_EPOCH;
 
 use bytes::Bytes;
 use sealdrive::drive::{
@@ -16,10 +17,6 @@ use sealdrive_core::record::{FileKind, Ino, ROOT, Time};
 use sealdrive_core::reference::Reference;
 use sealdrive_runtime::time;
 
-const NOW: Time = Time {
-    secs: 1_800_000_000,
-    nanos: 5,
-};
 const ME: Cred = Cred {
     uid: 1000,
     gid: 1000,
@@ -27,6 +24,16 @@ const ME: Cred = Cred {
 };
 /// Attempts at one object before the world is called broken: hours of virtual time.
 const PATIENCE: usize = 500;
+
+/// The kernel's clock. One that stood still would let a file that is renamed and back again pass for one that was never
+/// touched.
+fn now() -> Time {
+    let since = time::wall().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Time {
+        secs: since.as_secs() as i64,
+        nanos: since.subsec_nanos(),
+    }
+}
 
 /// Every file by name.
 pub(super) type Tree = BTreeMap<String, Arc<Vec<u8>>>;
@@ -68,7 +75,7 @@ impl Mounted {
             umask: 0o022,
             rdev: 0,
         };
-        let made = self.op(|d| d.create(ROOT, name.as_bytes(), new, ME, NOW));
+        let made = self.op(|d| d.create(ROOT, name.as_bytes(), new, ME, now()));
         Ok(made?.1)
     }
 
@@ -83,7 +90,7 @@ impl Mounted {
 
     pub(super) fn write(&self, name: &str, off: u64, data: &[u8]) -> Answer<()> {
         let ino = self.ino(name)?;
-        self.op(|d| d.write(ino, off, data, false, NOW)).map(drop)
+        self.op(|d| d.write(ino, off, data, false, now())).map(drop)
     }
 
     pub(super) fn truncate(&self, name: &str, size: u64) -> Answer<()> {
@@ -92,16 +99,17 @@ impl Mounted {
             size: Some(size),
             ..SetAttr::default()
         };
-        self.op(|d| d.setattr(ino, set, NOW)).map(drop)
+        self.op(|d| d.setattr(ino, set, now())).map(drop)
     }
 
     pub(super) fn unlink(&self, name: &str) -> Answer<()> {
-        self.op(|d| d.unlink(ROOT, name.as_bytes(), NOW)).map(drop)
+        self.op(|d| d.unlink(ROOT, name.as_bytes(), now()))
+            .map(drop)
     }
 
     pub(super) fn rename(&self, from: &str, to: &str) -> Answer<()> {
         let rule = RenameRule::Replace;
-        self.op(|d| d.rename(ROOT, from.as_bytes(), ROOT, to.as_bytes(), rule, NOW))
+        self.op(|d| d.rename(ROOT, from.as_bytes(), ROOT, to.as_bytes(), rule, now()))
             .map(drop)
     }
 
