@@ -198,3 +198,23 @@ fn a_record_that_the_index_does_not_know_is_read() {
     assert_eq!(told_at_opening(&store), [sid(2)]);
     assert_good(&store, 0, "known again from its pack");
 }
+
+/// The old record of an object that was put again stands in a pack that is read whole, the new one in one that is not:
+/// the old one became the object's place, and with the old record its good copy was given up.
+#[test]
+fn an_object_that_was_put_again_stays_where_it_was_put_last() {
+    let dir = tempfile::tempdir().unwrap();
+    let pack = rig(dir.path());
+    let store = open(dir.path());
+    store.put_again(sid(0), &[7; NOTE_LEN], &object(0)).unwrap();
+    store.close_pack().unwrap();
+    store.put(sid(8), &[7; NOTE_LEN], &object(1)).unwrap();
+    store.sync().unwrap();
+    store.save_index().unwrap();
+    drop(store);
+    let store = open(dir.path());
+    let first = std::fs::metadata(&pack).unwrap().len();
+    store.outbox().acknowledge(Position::new(1, first));
+    flip(&pack, PACK_HEAD + RECORD_HEAD + 1000);
+    assert_good(&store, 0, "put again");
+}

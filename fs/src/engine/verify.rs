@@ -7,6 +7,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::events::EventKind;
 use super::heal;
 use super::shared::Shared;
 use crate::clock;
@@ -31,7 +32,11 @@ pub(super) fn run(shared: &Arc<Shared>) {
                 heal::damaged(shared, sid, end);
                 end
             }
-            Err(e) => return shared.trouble(&e),
+            // What cannot be read now is no reason to stop everybody: the upload meets it again.
+            Err(e) => {
+                let what = format!("what waits for the server could not be looked at: {e}");
+                return shared.events.push(EventKind::LocalIo, what);
+            }
         };
         let read = clock::now();
         shared

@@ -164,7 +164,13 @@ impl Store {
             index.put(*sid, if *acknowledged { Row::Sent } else { Row::Gone });
         }
         for (sid, place) in outbox.places_read() {
-            index.put(sid, Row::Local(place));
+            // It may have been put again since, into a pack that was not read.
+            let newer = index
+                .get(&sid)?
+                .is_some_and(|row| outbox.is_newer(row, &place));
+            if !newer {
+                index.put(sid, Row::Local(place));
+            }
         }
         let store = Self {
             medium,

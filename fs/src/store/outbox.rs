@@ -19,7 +19,7 @@ use sealdrive_runtime::sync::{Mutex, MutexGuard};
 use super::index::{Index, Marks};
 use super::lost::{Damage, Hole};
 use super::packfile::{self, Entry, NOTE_LEN, PackWriter};
-use super::place::{Place, Position};
+use super::place::{Place, Position, Row};
 use super::walk::{READ_WHOLE, walk};
 use super::{CACHE, OUTBOX, PackNumbers, StoreError};
 
@@ -424,6 +424,13 @@ impl Outbox {
     /// The same of packs that were read whole: for the index, which may not know them.
     pub(super) fn places_read(&self) -> Vec<(Sid, Place)> {
         self.places_in(|pack| !pack.unread)
+    }
+
+    /// Whether a row of the index names a record behind `place`, in a pack that it vouches for.
+    pub(super) fn is_newer(&self, row: Row, place: &Place) -> bool {
+        let Row::Local(now) = row else { return false };
+        let vouched = self.state().packs.get(&now.pack).is_some_and(|p| p.unread);
+        vouched && now.pack > place.pack
     }
 
     fn places_in(&self, wanted: impl Fn(&OutPack) -> bool) -> Vec<(Sid, Place)> {
