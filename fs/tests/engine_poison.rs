@@ -11,6 +11,7 @@ use std::thread;
 use std::time::Duration;
 
 use bytes::Bytes;
+use engine_support::packs::{RECORD_HEAD, objects_in};
 use engine_support::{World, device, noise, soon};
 use sealdrive::drive::PlanPiece;
 use sealdrive::engine::{BlobError, EventKind};
@@ -65,27 +66,17 @@ fn poison_is_noticed_and_no_commit_goes_out_before_what_is_sealed_anew() {
     assert_eq!(world.try_mount(config).unwrap().read("/file"), content);
 }
 
-/// Length and checksum of a record in a local pack, the id, and the note.
-const HEAD: usize = 8;
-const RECORD: usize = HEAD + 32 + 98;
-
 /// Flips a bit of the largest object in a pack, and makes its checksum right.
 fn forge(pack: &mut [u8]) {
-    let mut largest = 0..0;
-    let mut at = 8;
-    while let Some(len) = pack.get(at..at + 4) {
-        let len = u32::from_le_bytes(len.try_into().unwrap()) as usize;
-        let record = at..at + RECORD + len;
-        at = record.end;
-        if record.len() > largest.len() {
-            largest = record;
-        }
-    }
-    let record = &mut pack[largest];
-    let middle = RECORD + (record.len() - RECORD) / 2;
-    record[middle] ^= 1;
-    let sum = crc32c::crc32c(&record[HEAD..]);
-    record[4..HEAD].copy_from_slice(&sum.to_le_bytes());
+    let largest = objects_in(pack)
+        .into_iter()
+        .max_by_key(ExactSizeIterator::len);
+    let object = largest.unwrap();
+    pack[object.start + object.len() / 2] ^= 1;
+    // Of all that follows it: length and checksum stand first, four bytes each.
+    let head = object.start - RECORD_HEAD;
+    let sum = crc32c::crc32c(&pack[head + 8..object.end]);
+    pack[head + 4..head + 8].copy_from_slice(&sum.to_le_bytes());
 }
 
 /// A copy that does not open is fetched anew, because the server has it. This is no copy: nobody else has it, so it is

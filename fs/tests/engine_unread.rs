@@ -150,7 +150,7 @@ fn every_damaged_byte_is_told_at_opening_or_by_the_check_and_costs_its_object_on
 }
 
 #[test]
-fn a_pack_that_is_not_as_long_as_the_index_says_is_read_whole() {
+fn what_is_missing_at_the_end_of_a_pack_is_told_and_what_follows_it_hides_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let pack = rig(dir.path());
     let good = std::fs::read(&pack).unwrap();

@@ -42,6 +42,14 @@ impl Noise {
     }
 }
 
+/// What a file of this name and version holds: its own bytes, and no other's.
+pub fn bytes_of(name: &str, version: u64, length: usize) -> Vec<u8> {
+    let seed = name.bytes().fold(version, |sum, byte| {
+        sum.wrapping_mul(31).wrapping_add(u64::from(byte))
+    });
+    Noise::new(seed).bytes(length)
+}
+
 /// Text that compresses about as well as source code.
 pub fn prose(seed: u64, length: usize) -> Vec<u8> {
     const WORDS: &[&str] = &[

@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
-use sealdrive_tests::made::Noise;
+use sealdrive_tests::made::{Noise, bytes_of};
 use sealdrive_tests::world::{Machine, World};
 
 /// Kills of the client in this test, about a minute on two busy cores; `SEALDRIVE_KILLS` asks for more.
@@ -53,13 +53,6 @@ fn whole_name(number: u64) -> String {
 
 fn grown_name((generation, writer): (u64, u64)) -> String {
     format!("grown-{writer}-{generation}")
-}
-
-fn bytes_of(name: &str, version: u64, length: usize) -> Vec<u8> {
-    let seed = name.bytes().fold(version, |sum, byte| {
-        sum.wrapping_mul(31).wrapping_add(u64::from(byte))
-    });
-    Noise::new(seed).bytes(length)
 }
 
 impl Ledger {

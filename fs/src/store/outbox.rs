@@ -368,10 +368,8 @@ impl Outbox {
         state: &dyn Medium,
     ) -> Result<Vec<AckedPack>, StoreError> {
         let ready: Vec<u64> = {
-            let mut state = self.state();
+            let state = self.state();
             let limit = committed.min(state.acknowledged);
-            let State { holes, packs, .. } = &mut *state;
-            holes.retain(|h| packs.contains_key(&h.pack) || Position::new(h.pack, h.to) > limit);
             let open = state.open.as_ref().map(PackWriter::number);
             let covered = |(n, p): (&u64, &OutPack)| {
                 let inside = Position::new(*n, p.len) <= limit && !state.withholds_in(*n);
@@ -385,9 +383,7 @@ impl Outbox {
             state
                 .rename(&format!("{OUTBOX}/{name}"), &format!("{CACHE}/{name}"))
                 .map_err(|e| StoreError::Io("moving a pack to the cache", e))?;
-            let mut state = self.state();
-            state.holes.retain(|hole| hole.pack != number);
-            if let Some(pack) = state.packs.remove(&number) {
+            if let Some(pack) = self.state().packs.remove(&number) {
                 out.push(AckedPack {
                     number,
                     file: pack.file,
@@ -395,6 +391,11 @@ impl Outbox {
                 });
             }
         }
+        // What was gone or bad of packs that a commit has left behind is no matter any more.
+        let mut state = self.state();
+        let limit = committed.min(state.acknowledged);
+        let State { holes, packs, .. } = &mut *state;
+        holes.retain(|h| packs.contains_key(&h.pack) || Position::new(h.pack, h.to) > limit);
         Ok(out)
     }
 

@@ -55,7 +55,7 @@ pub(super) fn walk(
         at = entry.end();
         entries.push(entry);
     }
-    Ok((at == size).then_some(Scan {
+    Ok(Some(Scan {
         file,
         entries,
         bad: Vec::new(),

@@ -8,7 +8,8 @@ use std::io::ErrorKind;
 use std::path::Path;
 
 use super::ledger::{Promise, Step};
-use super::{PAGE, REPLACED, bytes_of, stamped};
+use super::{PAGE, REPLACED, stamped};
+use crate::made::bytes_of;
 
 /// What is wrong in the directory, one line each.
 pub fn check(files: &BTreeMap<&str, Vec<Promise>>, root: &Path) -> Vec<String> {

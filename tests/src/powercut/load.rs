@@ -12,8 +12,8 @@ use std::thread;
 use std::time::Duration;
 
 use super::ledger::{Ledger, SESSION, Step, begin, done, failed};
-use super::{PAGE, REPLACED, bytes_of, stamped};
-use crate::made::Noise;
+use super::{PAGE, REPLACED, stamped};
+use crate::made::{Noise, bytes_of};
 
 /// Threads that write.
 const WRITERS: u64 = 3;

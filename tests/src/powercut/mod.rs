@@ -8,20 +8,12 @@ pub mod check;
 pub mod ledger;
 pub mod load;
 
-use crate::made::Noise;
+use crate::made::bytes_of;
 
 /// Bytes of one page of a file that is changed in place: one request of the kernel, there or not.
 pub const PAGE: usize = 4096;
 /// Bytes of a file that is replaced by rename, behind its version.
 pub const REPLACED: usize = 3000;
-
-/// What a file of this name and version holds.
-pub fn bytes_of(name: &str, version: u64, length: usize) -> Vec<u8> {
-    let seed = name.bytes().fold(version, |sum, byte| {
-        sum.wrapping_mul(31).wrapping_add(u64::from(byte))
-    });
-    Noise::new(seed).bytes(length)
-}
 
 /// A version, and bytes that are its own: `length` of them together.
 pub fn stamped(name: &str, version: u64, length: usize) -> Vec<u8> {
