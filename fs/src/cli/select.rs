@@ -97,7 +97,7 @@ pub(super) fn flush_kernel(mountpoint: &Path) -> Result<(), Failure> {
         let (exit, advice) = match full.contains(&error.kind()) {
             true => (
                 Exit::Space,
-                "what programs wrote while there was no room was refused; fsync or close told those that asked; write it again",
+                "what was written while there was no room is gone, which only fsync and close told; write it again",
             ),
             false => (Exit::Error, "look at `sealdrive status`"),
         };
