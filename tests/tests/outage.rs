@@ -310,6 +310,11 @@ fn a_full_outbox_refuses_data_and_nothing_else_and_drains_by_itself() {
     };
     sync().code_is(NO_ROOM);
     sync().code_is(PENDING);
+    // The kernel tells it to whoever flushes first, which may be `status`.
+    open.write_all(&Noise::new(2).bytes(300_000)).unwrap();
+    let notes = machine.status()["notes"].to_string();
+    assert!(notes.contains("while there was no room"), "{notes}");
+    sync().code_is(PENDING);
     drop(open);
     fs::remove_file(root.join("open")).unwrap();
     // Everything that needs no room goes on, and so does reading.
